@@ -1,0 +1,156 @@
+"""Weights onto the device: every tensor once, packed into the tapes by the package's own kernel."""
+
+import ctypes
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from tileir.errors import PackageError
+from tileir.package import TapeLayout, shares, tape_layout
+from tileir.runtime.driver import Device
+
+Progress = Callable[[int, int], None]
+DTYPES = {"bf16": ml_dtypes.bfloat16, "f32": np.float32}
+
+
+def pack_tape(
+    device: Device,
+    pack: Any,
+    recipe: list[dict[str, Any]],
+    sms: int,
+    tensors: Mapping[str, Any],
+    progress: Progress | None = None,
+) -> tuple[int, int]:
+    """Device addresses of the tape and of every SM's offset into it ([sms] int64).
+
+    Uploads each row's tensors as bf16 and packs them; at most two rows' tensors are on the device beside the tape.
+    """
+    layout = tape_layout(recipe, sms)
+    tape = device.allocate(layout.size, "the weight tape")
+    bases = device.allocate(sms * 8, "tape offsets")
+    device.upload(layout.bases, bases)
+    resident: dict[str, tuple[int, int]] = {}
+    row_bases = device.allocate(sms * 8, "row offsets")
+    for i, row in enumerate(recipe):
+        needed = [s[half]["tensor"] for s in row["segments"] for half in ("lo", "hi")]
+        for name in [n for n in resident if n not in needed]:
+            device.synchronize()
+            device.free(resident.pop(name)[0])
+        for name in needed:
+            if name not in resident:
+                resident[name] = _upload(device, tensors, name, row["k"])
+        device.upload(layout.rows[i], row_bases)
+        _pack_row(device, pack, row, sms, tape, row_bases, resident)
+        if progress is not None:
+            progress(i + 1, len(recipe))
+    device.synchronize()
+    for pointer, _ in resident.values():
+        device.free(pointer)
+    device.free(row_bases)
+    return tape, bases
+
+
+def _upload(
+    device: Device, tensors: Mapping[str, Any], name: str, k: int
+) -> tuple[int, int]:
+    """(device address, rows) of a tensor of [rows, k], as bf16."""
+    array = tensor(tensors, name)
+    if array.ndim != 2 or array.shape[1] != k:
+        raise PackageError(f"tensor {name!r} is {array.shape}, the package wants rows of {k}")
+    array = np.ascontiguousarray(array.astype(ml_dtypes.bfloat16, copy=False))
+    pointer = device.allocate(array.nbytes, f"tensor {name!r}")
+    device.upload(array, pointer)
+    return pointer, int(array.shape[0])
+
+
+def tensor(tensors: Mapping[str, Any], name: str) -> Any:
+    """The tensor of that name. Raises PackageError if the weights have none."""
+    try:
+        return tensors[name]
+    except KeyError:
+        raise PackageError(
+            f"the weights have no tensor {name!r}", hint="are these the weights that were exported?"
+        ) from None
+
+
+def _pack_row(
+    device: Device,
+    pack: Any,
+    row: dict[str, Any],
+    sms: int,
+    tape: int,
+    row_bases: int,
+    resident: Mapping[str, tuple[int, int]],
+) -> None:
+    begin, end = row["tile_base"], row["tile_base"] + row["tiles"]
+    pointer, word = ctypes.c_void_p, ctypes.c_uint32
+    for s in row["segments"]:
+        first, last = max(begin, s["first"]), min(end, s["first"] + s["tiles"])
+        if first >= last:
+            continue
+        (lo, lo_rows), (hi, hi_rows) = (resident[s[h]["tensor"]] for h in ("lo", "hi"))
+        numbers = (
+            *(s["lo"]["row"], s["hi"]["row"], lo_rows, hi_rows, s["inner"], s["step"], s["outer"]),
+            *(row["k"], first - s["first"], first - begin, row["tiles"], row["rotation"], sms),
+        )
+        arguments = [(p, pointer) for p in (tape, row_bases, lo, hi)] + [(n, word) for n in numbers]
+        device.launch(pack, (last - first, row["blocks"]), 64, 0, arguments)
+
+
+def upload_constants(
+    device: Device, recipe: list[dict[str, Any]], size: int, tensors: Mapping[str, Any]
+) -> int:
+    """Device address of the constants. Raises PackageError for a tensor of another shape."""
+    memory = device.allocate(size, "constants")
+    for entry in recipe:
+        array = constant(entry, tensors)
+        device.upload(array, memory + entry["offset"])
+    return memory
+
+
+def constant(entry: dict[str, Any], tensors: Mapping[str, Any]) -> Any:
+    """A constant's array, as its recipe says: [*shape] of its dtype."""
+    if entry["kind"] == "rope":
+        return rope_table(entry)
+    array = tensor(tensors, entry["tensor"])
+    if list(array.shape) != entry["shape"]:
+        wanted = entry["shape"]
+        raise PackageError(f"tensor {entry['tensor']!r} is {list(array.shape)}, not {wanted}")
+    return np.ascontiguousarray(array.astype(DTYPES[entry["dtype"]], copy=False))
+
+
+def rope_table(entry: dict[str, Any]) -> np.ndarray:
+    """cos and sin, [context, head_size / 2, 2] f32, angles in f32 as the exported model computes them."""
+    positions = np.arange(entry["shape"][0], dtype=np.float32)
+    angles = positions[:, None] * np.asarray(entry["inv_freq"], np.float32)[None]
+    table = np.stack([np.cos(angles), np.sin(angles)], -1) * np.float32(entry["scale"])
+    return np.ascontiguousarray(table, np.float32)
+
+
+def pack_on_host(
+    row: dict[str, Any], sms: int, layout: TapeLayout, index: int, tensors: Mapping[str, Any]
+) -> list[tuple[int, np.ndarray]]:
+    """What the packing kernel writes for a row: (byte offset, [blocks, 16, 32] bf16) of every SM.
+
+    The oracle of the kernel, in NumPy.
+    """
+    k, blocks = row["k"], row["blocks"]
+    tiles = np.zeros((row["tiles"], 16, blocks * 32), ml_dtypes.bfloat16)
+    for s in row["segments"]:
+        for t in range(s["tiles"]):
+            place = s["first"] + t - row["tile_base"]
+            if not 0 <= place < row["tiles"]:
+                continue
+            start = t // s["inner"] * s["outer"] + t % s["inner"] * s["step"]
+            for h, half in enumerate(("lo", "hi")):
+                rows = tensors[s[half]["tensor"]][start + s[half]["row"] :][:8]
+                tiles[place, 8 * h : 8 * h + len(rows), :k] = rows
+    blocked = tiles.reshape(row["tiles"], 16, blocks, 32).transpose(0, 2, 1, 3)
+    firsts, counts = shares(row["tiles"], row["rotation"], sms)
+    out = []
+    for sm in range(sms):
+        mine = blocked[firsts[sm] : firsts[sm] + counts[sm]].reshape(-1, 16, 32)
+        out.append((int(layout.rows[index][sm]), np.ascontiguousarray(mine)))
+    return out

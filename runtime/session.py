@@ -1,0 +1,186 @@
+"""A model on a GPU: one launch a generation, tokens through mapped memory while it runs."""
+
+import ctypes
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tileir.errors import DeviceError, DeviceHang, TileirError
+from tileir.package import Package
+from tileir.runtime.driver import Device
+from tileir.runtime.loader import Progress, pack_tape, upload_constants
+from tileir.runtime.report import describe_hang
+
+REPORT_OFFSET, REPORT_BYTES = 256, 32
+MAILBOX_WORDS = 16  # before the tokens
+MAX_STOP_IDS = 64
+LIMIT_CLOCKS = 4_000_000_000  # about 2 s at 1.98 GHz
+
+
+class CudaSession:
+    """A loaded package on one GPU. Not for several threads at once."""
+
+    def __init__(
+        self,
+        package: Package,
+        tensors: Mapping[str, Any],
+        index: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        m = self.manifest = package.manifest
+        ptx, recipe = package.ptx, package.packing
+        d = self._device = Device(index)
+        self._check_device(d)
+        module = d.module(ptx)
+        self._decode = d.function(module, m["kernels"]["decode"], m["smem_bytes"])
+        if d.resident_blocks(self._decode, m["threads"], m["smem_bytes"]) < 1:
+            raise DeviceError(f"a block of {m['smem_bytes']} bytes does not fit an SM of {d.name}")
+        pack = d.function(module, m["kernels"]["pack"])
+        sizes = m["memory"]
+        self._tape, self._offsets = pack_tape(d, pack, recipe["tape"], m["sms"], tensors, progress)
+        self._constants = upload_constants(d, recipe["constants"], sizes["constants"], tensors)
+        self._states = d.allocate(sizes["states"], "KV states")
+        self._exchange = d.allocate(sizes["exchange"], "exchange buffers")
+        table = np.asarray(m["table"], np.uint32)
+        self._table = d.allocate(table.nbytes, "the phase table")
+        self._prompt = d.allocate(4 * m["context"], "the prompt")
+        self._stops = d.allocate(4 * MAX_STOP_IDS, "stop ids")
+        self._warps = m["sms"] * (m["warps"] + 2)
+        self._control = d.allocate(REPORT_OFFSET + self._warps * REPORT_BYTES, "control")
+        self._mailbox, self._mailbox_device = d.mapped(MAILBOX_WORDS + m["context"] + 1)
+        self._logits = 0
+        d.upload(table, self._table)
+        self._epoch = 0
+        self._running = False
+        self.device = f"cuda:{index} {d.name}"
+        self.last_milliseconds = 0.0
+        self.last_steps = 0
+
+    def _check_device(self, d: Device) -> None:
+        m = self.manifest
+        found = d.attribute("MULTIPROCESSOR_COUNT")
+        if d.attribute("COMPUTE_CAPABILITY_MAJOR") != 9:
+            raise DeviceError(f"{d.name} is no Hopper GPU", hint="packages run on H100 and H200")
+        if found < m["sms"]:
+            raise DeviceError(
+                f"the package needs {m['sms']} SMs, {d.name} has {found}",
+                hint="compile for a target with fewer SMs",
+            )
+
+    # ---- use
+
+    def generate(
+        self, ids: Sequence[int], max_new_tokens: int, stop_ids: Sequence[int] = ()
+    ) -> Iterator[int]:
+        """Yield up to `max_new_tokens` greedy tokens after the prompt; a stop id ends them and is yielded.
+
+        Raises TileirError for a prompt that is empty, too long, or has ids out of range; DeviceHang if a wait on the
+        device runs out of time. Leaving the iterator early stops the kernel.
+        """
+        ids = self._prompt_of(ids, max_new_tokens)
+        if len(stop_ids) > MAX_STOP_IDS:
+            raise TileirError(f"{len(stop_ids)} stop ids", hint=f"at most {MAX_STOP_IDS}")
+        self._start(ids, len(ids) - 1 + max_new_tokens, stop_ids)
+        return self._stream(max_new_tokens)
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """Logits after each of the ids, [len(ids), vocabulary] f32, the ids being forced."""
+        ids = self._prompt_of(ids, 0)
+        shape = (len(ids), self.manifest["vocabulary"])
+        self._logits = self._device.allocate(4 * shape[0] * shape[1], "logits")
+        try:
+            self._start(ids, len(ids), ())
+            self._finish()
+            return self._device.download(self._logits, shape, np.float32)
+        finally:
+            self._device.free(self._logits)
+            self._logits = 0
+
+    def time_steps(self, steps: int, position: int) -> float:
+        """Milliseconds a step over one launch of `steps` steps from `position` on; states are as they are."""
+        if position + steps > self.manifest["context"]:
+            raise TileirError(f"{steps} steps from {position} pass the context")
+        self._start([0], steps, (), position)
+        self._finish()
+        return self.last_milliseconds / steps
+
+    def close(self) -> None:
+        """Give the device's memory back."""
+        self._device.close()
+
+    # ---- one launch
+
+    def _prompt_of(self, ids: Sequence[int], new: int) -> list[int]:
+        ids = [int(i) for i in ids]
+        vocabulary, context = self.manifest["vocabulary"], self.manifest["context"]
+        if not ids:
+            raise TileirError("the prompt is empty", hint="give at least one token id")
+        bad = next((i for i in ids if not 0 <= i < vocabulary), None)
+        if bad is not None:
+            raise TileirError(f"token id {bad} is outside 0 … {vocabulary - 1}")
+        if len(ids) + max(new - 1, 0) > context:
+            raise TileirError(
+                f"a prompt of {len(ids)} tokens and {new} new ones pass the context of {context}",
+                hint="shorten them, or export with a larger max_context",
+            )
+        return ids
+
+    def _start(
+        self, ids: Sequence[int], steps: int, stop_ids: Sequence[int], position: int = 0
+    ) -> None:
+        if self._running:
+            raise DeviceError("this session is generating", hint="finish or close that iterator")
+        d, m = self._device, self.manifest
+        if self._epoch + steps >= 2**32 - 1:
+            call_size = m["memory"]["exchange"]
+            d.fill(self._exchange, call_size)
+            self._epoch = 0
+        self._mailbox[:] = 0
+        d.fill(self._control, REPORT_OFFSET + self._warps * REPORT_BYTES)
+        d.upload(np.asarray(ids, np.int32), self._prompt)
+        d.upload(np.asarray([*stop_ids, 0], np.int32), self._stops)
+        pointers = (
+            *(self._tape, self._offsets, self._constants, self._states, self._exchange),
+            *(self._table, self._prompt, self._stops, self._logits, self._control),
+            self._mailbox_device,
+        )
+        words = (len(m["table"]), len(ids), steps, self._epoch, position, len(stop_ids))
+        arguments = [(p, ctypes.c_void_p) for p in pointers]
+        arguments += [(w, ctypes.c_uint32) for w in words] + [(LIMIT_CLOCKS, ctypes.c_uint64)]
+        self._begin = d.event()
+        d.launch(
+            self._decode, (m["sms"],), m["threads"], m["smem_bytes"], arguments, cooperative=True
+        )
+        self._end = d.event()
+        self._epoch += steps
+        self.last_steps, self._running = steps, True
+
+    def _stream(self, limit: int) -> Iterator[int]:
+        given = 0
+        try:
+            while given < limit:
+                done = self._device.idle()
+                ready = int(self._mailbox[0])
+                while given < ready:
+                    yield int(self._mailbox[MAILBOX_WORDS + given])
+                    given += 1
+                if done and given >= int(self._mailbox[0]):
+                    break
+                time.sleep(0 if given else 1e-5)
+        finally:
+            self._finish(stop=given < limit and not self._device.idle())
+
+    def _finish(self, *, stop: bool = False) -> None:
+        """Wait for the launch's end. Raises DeviceHang if a wait ran out and nobody asked to stop."""
+        d = self._device
+        if stop:
+            d.poke(self._control, 1)
+        d.synchronize()
+        self._running = False
+        self.last_milliseconds = d.milliseconds(self._begin, self._end)
+        aborted = int(d.download(self._control, (1,), np.uint32)[0])
+        if aborted and not stop:
+            words = d.download(self._control + REPORT_OFFSET, (self._warps, 8), np.uint32)
+            raise DeviceHang(describe_hang(words, self.manifest))

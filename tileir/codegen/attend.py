@@ -1,0 +1,270 @@
+"""Split-KV attention of one kv head's queries: old rows from the state ring, the step's own k and v from the channel.
+
+Lanes share rows: a row of D values is D/8 lanes of 16 bytes, so a warp reads 256/D rows at once and warp w takes those
+of its number in each slot. Every lane group keeps its own online softmax (Milakov, Gimelshein 2018), in powers of
+two; groups meet once per task.
+"""
+
+from typing import Any
+
+from tileir.codegen import builder as b
+from tileir.codegen.exchange import poll_at, publish_float, publish_pair
+from tileir.codegen.kernel import FULL, Kernel
+from tileir.codegen.loaders import split_rows
+from tileir.codegen.plan import Body
+from tileir.dialect.attributes import get, shape_of
+from tileir.errors import TileirError
+
+Value = Any
+LOG2E = 1.4426950408889634
+LOWEST = -1e30
+COMBINE_BATCH = 3
+SUPPORTED_SIZES = (16, 32, 64, 128, 256)
+
+
+class Attend:
+    """Emits an attend body's consumer role. `groups` queries share the task's kv head."""
+
+    def __init__(self, k: Kernel, body: Body) -> None:
+        self.k, self.body, self.op = k, body, body.find("engine.attend")
+        names = ("heads", "kv_heads", "head_size", "splits", "softcap")
+        self.heads, self.kv_heads, self.size, self.splits, self.softcap = (
+            get(self.op, n) for n in names
+        )
+        self.groups = self.heads // self.kv_heads
+        if self.size not in SUPPORTED_SIZES:
+            raise TileirError(
+                f"attention with head size {self.size}",
+                hint=f"kernels are generated for head sizes {SUPPORTED_SIZES}",
+            )
+        self.lanes = self.size // 8
+        self.ring = k.plan.rings[get(self.op, "ring")]
+        self.x = b.at(k.smem, None, k.plan.x_offset)
+        self.part_row = (self.size + 2) * 4
+
+    def emit(self, slot: Value, parity: Value) -> list[Value]:
+        """All of this SM's (kv head, split) tasks; returns the state ring's slot and parity."""
+        k = self.k
+        first, count = k.share(self.kv_heads * self.splits)
+
+        def a_task(i: Value, slot: Value, parity: Value) -> list[Value]:
+            task = first + i
+            head, split = task // self.splits, task % self.splits
+            self._receive(head)
+            k.consumers_meet()
+            state = self._own_row(b.eq(split, 0))
+            *state, slot, parity = self._old_rows(split, state, slot, parity)
+            self._merge(state)
+            k.consumers_meet()
+            self._publish(head, split)
+            k.consumers_meet()
+            return [slot, parity]
+
+        return b.for_(b.const(0), count, [slot, parity], a_task)
+
+    def _receive(self, head: Value) -> None:
+        """Poll q of the head's queries, then its own k and v, into shared memory as bf16 pairs."""
+        k = self.k
+        q, own_k, own_v = get(self.op, "offsets")
+        channel = k.operand(self.body, self.op.operation.operands[0])
+        half, queries = self.size // 2, self.groups * self.size // 2
+        pairs = queries + 2 * half
+        indices = [k.tid + n * k.plan.threads for n in range(-(-pairs // k.plan.threads))]
+        places = []
+        for index in indices:
+            i = b.umin(index, pairs - 1)
+            from_k = head * half + (own_k // 2 - queries) + i
+            from_v = head * half + (own_v // 2 - queries - half) + i
+            from_q = head * queries + q // 2 + i
+            place = b.select(b.ult(i, queries + half), from_k, from_v)
+            places.append((channel, b.select(b.ult(i, queries), from_q, place)))
+        words = poll_at(k, places, together=True)
+        for index, word in zip(indices, words, strict=True):
+            to = b.at(self.x, index * 4)
+            b.if_(b.ult(index, pairs), lambda word=word, to=to: b.store(word, to, 4))
+
+    def _row(self, offset: int) -> list[Value]:
+        """This lane's 8 values of a row in shared memory at byte `offset` of x."""
+        to = b.at(self.x, self.k.lane % self.lanes * 16, offset)
+        return _values(b.load("vector<4xi32>", to, 16))
+
+    def _queries(self) -> list[list[Value]]:
+        return [self._row(g * self.size * 2) for g in range(self.groups)]
+
+    def _score(self, query: list[Value], key: list[Value]) -> Value:
+        """q·k in units of log2, summed over the row's lanes."""
+        score = b.total([a * c for a, c in zip(query, key, strict=True)])
+        distance = self.lanes // 2
+        while distance:
+            score = score + b.shuffle_xor(score, distance)
+            distance //= 2
+        score = score * float(get(self.op, "scale"))
+        if self.softcap:
+            # softcap·tanh(s / softcap), by tanh(x) = 1 - 2 / (e^2x + 1)
+            e = b.exp2(score * (2.0 * LOG2E / self.softcap))
+            score = (b.reciprocal(e + 1.0) * -2.0 + 1.0) * float(self.softcap)
+        return score * LOG2E
+
+    def _own_row(self, wanted: Value) -> list[Value]:
+        """The softmax state to begin with: the step's own row for one lane group of split 0."""
+        k = self.k
+        base = self.groups * self.size * 2
+        key, value = self._row(base), self._row(base + self.size * 2)
+        mine = b.both(wanted, b.ult(k.tid, self.lanes))
+        state = []
+        for query in self._queries():
+            score = self._score(query, key)
+            state += [b.select(mine, score, LOWEST), b.select(mine, b.const(1.0, "f32"), 0.0)]
+            state += [b.select(mine, v, 0.0) for v in value]
+        return state
+
+    def _old_rows(
+        self, split: Value, state: list[Value], slot: Value, parity: Value
+    ) -> list[Value]:
+        k, ring = self.k, self.ring
+        per_slot = ring.slot_bytes // (4 * self.size)
+        _, rows = split_rows(k, self.op, split)
+        place = k.warp * (32 // self.lanes) + k.lane // self.lanes
+        mine = k.warp * 512 + k.lane * 16
+
+        def a_slot(n: Value, *carried: Value) -> list[Value]:
+            *state, slot, parity = carried
+            k.wait(k.full(ring, slot), parity, FULL, slot)
+            at = b.at(k.smem, slot * ring.slot_bytes + mine, ring.smem_offset)
+            half = ring.slot_bytes // 2
+            key, value = (b.load("vector<4xi32>", b.at(at, None, o), 16) for o in (0, half))
+            k.release(ring, slot)
+            valid = b.ult(place, rows - n * per_slot)
+            key_values, values = _values(key), _values(value)
+            # What lies in the slot beyond the split's rows may be anything, NaN included.
+            values = [b.select(valid, v, 0.0) for v in values]
+            new = []
+            # Queries are read again for every slot: kept, they would not fit the registers.
+            for g, query in enumerate(self._queries()):
+                score = b.select(valid, self._score(query, key_values), LOWEST)
+                new += _absorb(state[10 * g : 10 * g + 10], score, valid, values)
+            return [*new, *k.advance(ring, slot, parity)]
+
+        slots = (rows + (per_slot - 1)) // per_slot
+        return b.for_(b.const(0), slots, [*state, slot, parity], a_slot)
+
+    def _merge(self, state: list[Value]) -> None:
+        """Lane groups of the warp meet by shuffles; each warp leaves one state in shared memory."""
+        k = self.k
+        for g in range(self.groups):
+            mine = state[10 * g : 10 * g + 10]
+            distance = self.lanes
+            while distance < 32:
+                mine = _join(mine, [b.shuffle_xor(v, distance) for v in mine])
+                distance *= 2
+            top, weight, *sums = mine
+            row = b.at(k.smem, (k.warp * self.groups + g) * self.part_row, k.plan.part_offset)
+            to = b.at(row, k.lane % self.lanes * 32)
+            # Lanes of other groups hold the same values.
+            for e in range(0, 8, 2):
+                b.store(b.vec(sums[e], sums[e + 1]), b.at(to, None, 4 * e), 8)
+            b.store(b.vec(top, weight), b.at(row, None, self.size * 4), 8)
+
+    def _publish(self, head: Value, split: Value) -> None:
+        """Join the warps' states; one thread a value."""
+        k = self.k
+        partial = k.operand(self.body, list(self.op.operation.operands)[3])
+        values = self.groups * self.size
+
+        def one(index: Value) -> None:
+            g, i = index // self.size, index % self.size
+            states = []
+            for w in range(k.plan.warps):
+                row = b.at(k.smem, (g + w * self.groups) * self.part_row, k.plan.part_offset)
+                pair = b.load("vector<2xf32>", b.at(row, None, self.size * 4), 8)
+                states.append([*b.elements(pair, 2), b.load("f32", b.at(row, i * 4), 4)])
+            top, weight, sum_ = b.tree(states, _join)
+            packet = ((head * self.groups + g) * self.splits + split) * (self.size + 2)
+            publish_float(k, partial, packet + i, sum_)
+
+            def statistics() -> None:
+                publish_float(k, partial, packet + self.size, top)
+                publish_float(k, partial, packet + (self.size + 1), weight)
+
+            b.if_(b.eq(i, 0), statistics)
+
+        for n in range(-(-values // k.plan.threads)):
+            index = k.tid + n * k.plan.threads
+            b.if_(b.ult(index, values), lambda index=index: one(index))
+
+
+def _values(words: Value) -> list[Value]:
+    return [v for word in b.elements(words, 4) for v in b.unpack(word)]
+
+
+def _absorb(state: list[Value], score: Value, valid: Value, values: list[Value]) -> list[Value]:
+    """A softmax state (maximum, weight, sums…) after one more row."""
+    top, weight, *sums = state
+    new = b.fmax(top, score)
+    shrink, p = b.exp2(top - new), b.select(valid, b.exp2(score - new), 0.0)
+    return [new, weight * shrink + p, *(s * shrink + p * v for s, v in zip(sums, values, strict=True))]
+
+
+def _join(a: list[Value], c: list[Value]) -> list[Value]:
+    """Two softmax states as one."""
+    top = b.fmax(a[0], c[0])
+    left, right = b.exp2(a[0] - top), b.exp2(c[0] - top)
+    return [top, *(x * left + y * right for x, y in zip(a[1:], c[1:], strict=True))]
+
+
+def combine(k: Kernel, body: Body) -> None:
+    """The split-KV combine: heads over SMs, splits over groups of threads."""
+    op = body.find("engine.map")
+    region = list(op.operation.regions[0].blocks[0])[0]
+    partial_value = list(region.operation.operands)[0]
+    _, heads, splits, row = shape_of(partial_value)
+    size, threads = row - 2, k.plan.threads
+    partial, channel = k.operand(body, partial_value), k.operand(body, op.operation.operands[0])
+    first, count = k.share(heads)
+    sets = threads // size
+    assert sets, f"{threads} threads for head size {size}"
+    lane, group = k.tid % size, k.tid // size
+    own = b.at(k.smem, k.tid * 12, k.plan.part_offset)
+
+    # A few splits a round: all at once would not fit the registers.
+    batch = min(COMBINE_BATCH, -(-splits // sets))
+    rounds = -(-splits // (sets * batch))
+    start = [b.const(v, "f32") for v in (LOWEST, 0.0, 0.0)]
+
+    def a_round(head: Value, n: Value, state: Any) -> list[Value]:
+        places, states = [], [list(state)]
+        numbers = [group + (n * batch + i) * sets for i in range(batch)]
+        for split in numbers:
+            base = (head * splits + b.umin(split, splits - 1)) * row
+            places += [(partial, base + size), (partial, base + (size + 1)), (partial, base + lane)]
+        words = [b.bits_to_f32(w) for w in poll_at(k, places, together=True)]
+        for i, split in enumerate(numbers):
+            inside = b.ult(split, splits)
+            found = zip(words[3 * i : 3 * i + 3], (LOWEST, 0.0, 0.0), strict=True)
+            states.append([b.select(inside, value, none) for value, none in found])
+        return b.tree(states, _join)
+
+    def a_head(i: Value) -> list[Value]:
+        head = first + i
+        k.consumers_meet()
+        mine = b.for_(b.const(0), b.const(rounds), start, lambda n, *state: a_round(head, n, state))
+        for e, value in enumerate(mine):
+            b.store(value, b.at(own, None, 4 * e), 4)
+        k.consumers_meet()
+
+        def value_of(index: Value) -> Value:
+            found = []
+            for s in range(min(sets, splits)):
+                from_ = b.at(k.smem, (index + s * size) * 12, k.plan.part_offset)
+                found.append([b.load("f32", b.at(from_, None, 4 * e), 4) for e in range(3)])
+            _, weight, sum_ = b.tree(found, _join)
+            return sum_ * b.reciprocal(weight)
+
+        def publish() -> None:
+            pair = b.pack(value_of(k.tid * 2), value_of(k.tid * 2 + 1))
+            publish_pair(k, channel, head * (size // 2) + k.tid, pair)
+
+        b.if_(b.ult(k.tid, size // 2), publish)
+        return []
+
+    b.for_(b.const(0), count, [], a_head)

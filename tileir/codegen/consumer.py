@@ -1,0 +1,159 @@
+"""The consumer role: the step loop, the dispatch over the phase table, and the smallest stages."""
+
+from typing import Any
+
+from tileir.codegen import builder as b
+from tileir.codegen.attend import Attend, combine
+from tileir.codegen.contract import contract, reduce_best
+from tileir.codegen.exchange import poll_at, publish_pair
+from tileir.codegen.kernel import CHOICE, FINISHED, MAILBOX_TOKENS, Kernel, dead
+from tileir.codegen.plan import Body
+from tileir.dialect.attributes import get, name_of, shape_of
+from tileir.mlir import llvm
+
+Value = Any
+# Carried from row to row: tape slot and parity, state slot and parity, next token.
+CARRIED = ["i32"] * 5
+
+
+def consumer(k: Kernel) -> None:
+    """Steps until the launch's last, a stop id, or a wait that ran out."""
+    zero = b.const(0)
+    k.epoch = k.row = zero
+    b.if_(b.eq(k.tid, 0), lambda: k.send_record(k.arg["position_base"], zero, zero))
+    token = b.constant_load("i32", k.arg["prompt"], 4)
+    ahead = k.row_words(zero)
+
+    def more(step: Value, go: Value, *_: Value) -> Value:
+        return b.both(b.ult(step, k.arg["steps"]), go)
+
+    def a_step(step: Value, _go: Value, *carried: Value) -> list[Value]:
+        k.step, k.epoch = step, step + k.arg["epoch_base"] + 1
+        k.position = step + k.arg["position_base"]
+        k.token = carried[4]
+        *carried, _ = b.for_(zero, k.arg["rows"], [*carried, zero], lambda i, *c: a_row(i, *c))
+        k.row, choice = k.arg["rows"], carried[4]
+        token, go = _finish_step(k, choice)
+        return [step + 1, go, *carried[:4], token, *carried[5:]]
+
+    def a_row(index: Value, *carried: Value) -> list[Value]:
+        state, words, half = list(carried[:5]), list(carried[5:-1]), carried[-1]
+        k.row, k.words, k.half = index, words, half
+        following = k.row_words(k.next_row(index))
+        return [*_dispatch(k, k.plan.bodies, state), *following, half ^ 1]
+
+    start = [zero, b.const(True, "i1"), zero, zero, zero, zero, token, *ahead]
+    b.while_(start, more, a_step)
+    b.store(b.const(1), b.at(k.scratch, None, FINISHED), 4, volatile_=True)
+
+
+def _dispatch(k: Kernel, bodies: list[Body], state: list[Value]) -> list[Value]:
+    """A chain of branches to the bodies: an indirect call would cost the register budget."""
+    body, rest = bodies[0], bodies[1:]
+
+    def mine() -> list[Value]:
+        return _run(k, body, state)
+
+    if not rest:
+        return mine()
+    return b.if_(k.runs(body), mine, lambda: _dispatch(k, rest, state), CARRIED)
+
+
+def _run(k: Kernel, body: Body, state: list[Value]) -> list[Value]:
+    tape, states, choice = state[:2], state[2:4], state[4]
+    match body.kind:
+        case "contract":
+            tape = contract(k, body, *tape)
+        case "attend":
+            states = Attend(k, body).emit(*states)
+        case "map":
+            region = list(body.find("engine.map").operation.regions[0].blocks[0])[0]
+            (combine if name_of(region) == "tile.combine" else lookup)(k, body)
+        case "select":
+            choice = choose(k, body)
+    return [*tape, *states, choice]
+
+
+def lookup(k: Kernel, body: Body) -> None:
+    """The token's row of a table, a pair of values a thread."""
+    op = body.find("engine.map")
+    region = list(op.operation.regions[0].blocks[0])[0]
+    table_value = list(region.operation.operands)[0]
+    hidden = shape_of(table_value)[1]
+    assert hidden is not None
+    scale = get(region, "scale")
+    first, count = k.share(hidden // 2)
+    channel, table = k.operand(body, op.operation.operands[0]), k.operand(body, table_value)
+
+    def pairs(i: Value) -> list[Value]:
+        index = first + i * k.plan.threads + k.tid
+
+        def send() -> None:
+            place = b.i64(k.token) * hidden + b.i64(index * 2)
+            word = b.constant_load("i32", b.at(table, place * 2), 4)
+            if scale != 1.0:
+                low, high = b.unpack(word)
+                word = b.pack(low * float(scale), high * float(scale))
+            publish_pair(k, channel, index, word)
+
+        b.if_(b.ult(index, first + count), send)
+        return []
+
+    b.for_(b.const(0), (count + (k.plan.threads - 1)) // k.plan.threads, [], pairs)
+
+
+def choose(k: Kernel, body: Body) -> Value:
+    """The token with the best of every SM's candidates, in every thread of every SM."""
+    channels = [k.operand(body, v) for v in body.find("engine.select").operation.operands]
+    sms = k.plan.sms
+    best = b.const(0, "i64")
+    for low in range(0, sms, k.plan.threads):
+        sm = b.umin(k.tid + low, sms - 1)
+        words = poll_at(k, [(c, sm * 2 + e) for c in channels for e in (0, 1)], together=True)
+        for key, index in zip(words[::2], words[1::2], strict=True):
+            best = b.umax(best, (b.i64(key) << 32) | b.i64(index ^ -1))
+    # Readers' side of the state order: what the records' writers had appended may now be read.
+    b.fence_gpu()
+    return b.i32(reduce_best(k, best, CHOICE)) ^ -1
+
+
+def _finish_step(k: Kernel, choice: Value) -> tuple[Value, Value]:
+    """The next token and whether there is a next step; tells the state loader and the host."""
+    following = k.step + 1
+    forced = b.ult(following, k.arg["prompt_length"])
+    prompt = b.at(k.arg["prompt"], b.i64(b.select(forced, following, 0)) * 4)
+    token = b.select(forced, b.constant_load("i32", prompt, 4), choice)
+    stop = b.both(b.negate(forced), _is_stop(k, choice))
+    last = stop | b.negate(b.ult(following, k.arg["steps"])) | _given_up(k)
+
+    def tell() -> None:
+        b.fence_proxy_async()
+        b.if_(b.both(b.eq(k.sm, 0), b.negate(forced)), lambda: _to_host(k, choice))
+        k.send_record(k.position + 1, b.i32(last), following & 1)
+
+    b.if_(b.eq(k.tid, 0), tell)
+    return token, b.negate(last)
+
+
+def _given_up(k: Kernel) -> Value:
+    """Whether the block is dead, agreed by all its consumers."""
+    flag = dead(k)
+    kind = flag.type
+    name = "barrier.cta.red.or.aligned.count"
+    return b.intrinsic(name, kind, b.const(1), b.const(k.plan.threads), flag)
+
+
+def _is_stop(k: Kernel, token: Value) -> Value:
+    def one(i: Value, found: Value) -> list[Value]:
+        stop_id = b.constant_load("i32", b.at(k.arg["stop_ids"], b.i64(i) * 4), 4)
+        return [found | b.eq(stop_id, token)]
+
+    return b.for_(b.const(0), k.arg["stop_count"], [b.const(False, "i1")], one)[0]
+
+
+def _to_host(k: Kernel, token: Value) -> None:
+    """Append a token to the mailbox: the token first, then the count that covers it."""
+    index = k.step + 1 - k.arg["prompt_length"]
+    to = b.at(k.arg["mailbox"], b.i64(index) * 4, MAILBOX_TOKENS)
+    b.store(token, to, 4, ordering=llvm.AtomicOrdering.monotonic)
+    b.store(index + 1, k.arg["mailbox"], 4, ordering=llvm.AtomicOrdering.release)

@@ -1,0 +1,248 @@
+"""Contractions: activations into shared memory, weight tiles through the tensor cores, epilogue, channel.
+
+Weights are the A operand of mma.m16n8k16 (16 rows), the token's activations the B operand, repeated in all 8
+columns. A 1 KB block is 16 rows × 32 k, row-major: lane g·4+c reads rows g and g+8 at k = 8c … 8c+7, which feed two
+mma steps; B's k order is permuted alike, so both are plain 16-byte loads.
+"""
+
+from typing import Any
+
+from tileir.codegen import builder as b
+from tileir.codegen.epilogue import Rows, run_segment
+from tileir.codegen.exchange import poll_pair, publish_pair
+from tileir.codegen.kernel import BEST, FULL, SQUARES, Kernel
+from tileir.codegen.plan import Body
+from tileir.dialect.attributes import get, name_of, walk
+from tileir.dialect.tile import TILE_ROWS, padded
+from tileir.mlir import ir, nvvm
+
+Value = Any
+BLOCK_BYTES = 1024
+_STRUCT = "!llvm.struct<(f32, f32, f32, f32)>"
+
+
+def contract(k: Kernel, body: Body, slot: Value, parity: Value) -> list[Value]:
+    """A contract body's consumer role; returns the tape ring's slot and parity."""
+    multiply = body.find("engine.multiply")
+    first, count = k.share(get(multiply, "tiles"))
+    norm = _receive(k, body)
+    k.consumers_meet()
+    slot, parity = _multiply(k, multiply, count, slot, parity)
+    k.consumers_meet()
+    _emit(k, body, first, count, norm)
+    return [slot, parity]
+
+
+def _squares(k: Kernel, warp: Value | None) -> Value:
+    """Where the warps leave their sums of squares; rows alternate between two halves."""
+    offset = k.half * (4 * k.plan.warps)
+    return b.at(k.scratch, offset if warp is None else offset + warp * 4, SQUARES)
+
+
+def _receive(k: Kernel, body: Body) -> Any:
+    """Poll x, apply the prologue, round to bf16 into shared memory; returns the norm op, if any."""
+    op = body.find("engine.receive")
+    size = get(op, "k")
+    norms = list(walk(op, "tile.rms_norm"))
+    norm = norms[0] if norms else None
+    threads, pairs = k.plan.threads, size // 2
+    indices = [k.tid + q * threads for q in range(-(-pairs // threads))]
+    inside = [b.umin(i, pairs - 1) for i in indices]
+    scales = []
+    if norm is not None:
+        memory = k.operand(body, list(norm.operation.operands)[1])
+        scales = [b.constant_load("i32", b.at(memory, b.i64(i) * 4), 4) for i in inside]
+    words = poll_pair(k, k.operand(body, op.operation.operands[0]), inside, together=True)
+    squares = []
+    x = b.at(k.smem, None, k.plan.x_offset)
+    for q, (index, word) in enumerate(zip(indices, words, strict=True)):
+        mine = b.ult(index, pairs)
+        if norm is not None:
+            low, high = b.unpack(word)
+            squares.append(b.select(mine, low * low + high * high, 0.0))
+            offset = 1.0 if get(norm, "unit_offset") else 0.0
+            s_low, s_high = (s + offset if offset else s for s in b.unpack(scales[q]))
+            word = b.pack(low * s_low, high * s_high)
+        b.if_(mine, lambda word=word, index=index: b.store(word, b.at(x, index * 4), 4))
+    rest = (padded(size) - size) // 2
+    if rest:
+        tail = b.at(x, k.tid * 4, pairs * 4)
+        b.if_(b.ult(k.tid, rest), lambda: b.store(b.const(0), tail, 4))
+    if norm is not None:
+        sum_ = b.total(squares)
+        for distance in (16, 8, 4, 2, 1):
+            sum_ = sum_ + b.shuffle_xor(sum_, distance)
+        b.store(sum_, _squares(k, k.warp), 4)
+    return norm
+
+
+def _part(k: Kernel, tile: Value, warp: Any, static: int = 0) -> Value:
+    """Partial sums of a tile by a warp: 16 f32."""
+    warps = k.plan.warps
+    if isinstance(warp, int):
+        return b.at(k.smem, tile * (warps * 64), k.plan.part_offset + warp * 64 + static)
+    return b.at(k.smem, (tile * warps + warp) * 64, k.plan.part_offset + static)
+
+
+def _multiply(k: Kernel, op: Any, count: Value, slot: Value, parity: Value) -> list[Value]:
+    """Warp w takes block w of every slot; it flushes its sums at the end of each tile."""
+    ring, warps = k.plan.rings[get(op, "ring")], k.plan.warps
+    blocks = padded(get(op, "k")) // 32
+    mine = k.warp * BLOCK_BYTES + k.lane * 16
+    fragment = b.at(k.smem, (k.lane & 3) * 16, k.plan.x_offset)
+    zero = [b.const(0.0, "f32")] * 8
+
+    def tile(t: Value, j: Value, slot: Value, parity: Value) -> list[Value]:
+        start = t * blocks
+
+        def more(j: Value, *_: Value) -> Value:
+            return b.ult(j, start + blocks)
+
+        def block(j: Value, slot: Value, parity: Value, *sums: Value) -> list[Value]:
+            x = b.load("vector<4xi32>", b.at(fragment, (j - start) * 64), 16)
+            k.wait(k.full(ring, slot), parity, FULL, slot)
+            at = b.at(k.smem, slot * ring.slot_bytes + mine, ring.smem_offset)
+            upper, lower = (b.load("vector<4xi32>", b.at(at, None, h * 512), 16) for h in (0, 1))
+            k.release(ring, slot)
+            slot, parity = k.advance(ring, slot, parity)
+            first = _mma(sums[:4], upper, lower, x, 0)
+            second = _mma(sums[4:], upper, lower, x, 2)
+            return [j + warps, slot, parity, *first, *second]
+
+        j, slot, parity, *sums = b.while_([j, slot, parity, *zero], more, block)
+        # All four lanes of a row hold the same sums: storing all keeps the mma out of a branch.
+        for half, e in ((0, 0), (32, 2)):
+            value = sums[e] + sums[e + 4]
+            b.store(value, b.at(_part(k, t, k.warp, half), (k.lane >> 2) * 4), 4)
+        return [j, slot, parity]
+
+    j, slot, parity = b.for_(b.const(0), count, [k.warp, slot, parity], tile)
+    # A short last slot holds nothing for the upper warps; they release it all the same.
+    last = count * blocks
+    short = b.both(b.ne(last % warps, 0), b.uge(k.warp, last % warps))
+
+    def skip() -> list[Value]:
+        k.release(ring, slot)
+        return list(k.advance(ring, slot, parity))
+
+    return b.if_(short, skip, lambda: [slot, parity], ["i32", "i32"])
+
+
+def _mma(acc: Any, upper: Value, lower: Value, x: Value, i: int) -> list[Value]:
+    layout, bf16 = nvvm.MMALayout, nvvm.MMATypes.bf16
+    a = [b.element(v, e) for e in (i, i + 1) for v in (upper, lower)]
+    shape = ir.Attribute.parse("#nvvm.shape<m = 16, n = 8, k = 16>")
+    x_pair = [b.element(x, i), b.element(x, i + 1)]
+    d = nvvm.mma_sync(
+        b.type_of(_STRUCT),
+        shape,
+        layout.row,
+        layout.col,
+        a,
+        x_pair,
+        list(acc),
+        multiplicand_a_ptx_type=bf16,
+        multiplicand_b_ptx_type=bf16,
+    )
+    return [b.extract(d, e) for e in range(4)]
+
+
+def _emit(k: Kernel, body: Body, first: Value, count: Value, norm: Any) -> None:
+    """Add the warps' sums, four rows a thread, and run the row's segment."""
+    op = body.find("engine.emit")
+    channel = k.operand(body, op.operation.operands[0])
+    segments = [s for s in op.operation.regions[0].blocks[0] if name_of(s) == "tile.segment"]
+    chooses = bool(list(walk(op, "tile.candidate")))
+    scale = _row_scale(k, body, norm)
+
+    def rows() -> list[Value]:
+        tile, p = k.tid >> 2, k.tid & 3
+        lo, hi = (_sum_pair(k, tile, p, half, scale) for half in (0, 32))
+        index = k.tile_base + first + tile
+        best = [b.const(0, "i64")]
+        return _choose_segment(k, body, segments, channel, index, p, (lo, hi), best, chooses)
+
+    types = ["i64"] if chooses else []
+    otherwise = (lambda: [b.const(0, "i64")]) if chooses else None
+    best = b.if_(b.ult(k.tid, count * 4), rows, otherwise, types)
+    if chooses:
+        _publish_best(k, channel, best[0])
+
+
+def _row_scale(k: Kernel, body: Body, norm: Any) -> Value | None:
+    """rsqrt(mean(x²) + eps), from the warps' sums of squares."""
+    if norm is None:
+        return None
+    size = get(body.find("engine.receive"), "k")
+    fours = [b.load("vector<4xf32>", b.at(_squares(k, None), None, 4 * w), 16) for w in range(0, k.plan.warps, 4)]
+    mean = b.total([e for v in fours for e in b.elements(v, 4)]) * (1.0 / size)
+    return b.rsqrt(mean + float(get(norm, "eps")))
+
+
+def _sum_pair(
+    k: Kernel, tile: Value, p: Value, half: int, scale: Value | None
+) -> tuple[Value, Value]:
+    loads = [b.load("vector<2xf32>", b.at(_part(k, tile, w, half), p * 8), 8) for w in range(k.plan.warps)]
+    low, high = (b.total([b.element(v, e) for v in loads]) for e in (0, 1))
+    return (low, high) if scale is None else (low * scale, high * scale)
+
+
+def _choose_segment(
+    k: Kernel,
+    body: Body,
+    segments: list[Any],
+    channel: Value,
+    tile: Value,
+    p: Value,
+    sums: Any,
+    best: list[Value],
+    chooses: bool,
+) -> list[Value]:
+    """The segment that holds the tile; `tile` counts from the first of the remaining segments."""
+    segment, rest = segments[0], segments[1:]
+    size = get(segment, "tiles")
+
+    def mine() -> list[Value]:
+        inner, step, outer = (get(segment, n) for n in ("inner", "step", "outer"))
+        index = tile // inner * outer + tile % inner * step + p * 2
+        found = list(best)
+        run_segment(Rows(k, body, index, channel, found), segment, *sums)
+        return found if chooses else []
+
+    if not rest:
+        return mine()
+    types = ["i64"] if chooses else []
+    return b.if_(
+        b.ult(tile, size),
+        mine,
+        lambda: _choose_segment(k, body, rest, channel, tile - size, p, sums, best, chooses),
+        types,
+    )
+
+
+def reduce_best(k: Kernel, best: Value, offset: int) -> Value:
+    """The block's largest candidate, the same in every thread; meets all consumers once."""
+    for distance in (16, 8, 4, 2, 1):
+        halves = [b.shuffle_xor(h, distance) for h in (b.i32(best >> 32), b.i32(best))]
+        best = b.umax(best, (b.i64(halves[0]) << 32) | b.i64(halves[1]))
+    b.store(best, b.at(k.scratch, k.warp * 8, offset), 8)
+    k.consumers_meet()
+    all_ = [b.load("i64", b.at(k.scratch, None, offset + 8 * w), 8) for w in range(k.plan.warps)]
+    return b.tree(all_, b.umax)
+
+
+def _publish_best(k: Kernel, channel: Value, best: Value) -> None:
+    # Writers' side of the state order: every row appended so far is visible to the copy engine
+    # of whoever has seen this record (docs/ir.md).
+    b.fence_proxy_async()
+    best = reduce_best(k, best, BEST)
+
+    def send() -> None:
+        b.fence_gpu()
+        publish_pair(k, channel, k.sm * 2, b.i32(best >> 32))
+        publish_pair(k, channel, k.sm * 2 + 1, b.i32(best) ^ -1)
+
+    b.if_(b.eq(k.tid, 0), send)
+
+
+assert TILE_ROWS * 32 * 2 == BLOCK_BYTES

@@ -1,0 +1,51 @@
+"""Packets: a 32-bit payload and the 32-bit epoch it belongs to, one 8-byte access each.
+
+The writer stores payload and epoch at once; the reader polls until the epoch matches. No fence, no counter, no
+reset (hopper-facts: tagged exchange).
+"""
+
+from functools import reduce
+from typing import Any
+
+from tileir.codegen import builder as b
+from tileir.codegen.kernel import PACKET, Kernel
+from tileir.mlir import arith
+
+Value = Any
+PACKET_BYTES = 8
+
+
+def publish_pair(k: Kernel, channel: Value, packet: Value, payload: Value) -> None:
+    """Store a payload (i32) as packet number `packet` of a channel, for this step's epoch."""
+    word = (b.i64(k.epoch) << 32) | b.i64(payload)
+    b.store(word, b.at(channel, b.i64(packet) * PACKET_BYTES), 8, **b.RELAXED)
+
+
+def publish_float(k: Kernel, channel: Value, packet: Value, value: Value) -> None:
+    """Store an f32 as a packet."""
+    publish_pair(k, channel, packet, b.f32_to_bits(value))
+
+
+def poll_pair(k: Kernel, channel: Value, packets: list[Value], *, together: bool = False) -> list[Value]:
+    """The payloads (i32) of packets of this step; all loads go out before any is checked.
+
+    together: the whole warp goes on as one; needs all lanes to take part.
+    """
+    return poll_at(k, [(channel, p) for p in packets], together=together)
+
+
+def poll_at(
+    k: Kernel, places: list[tuple[Value, Value]], *, together: bool = False
+) -> list[Value]:
+    """As poll_pair, for (channel, packet) places in several channels."""
+    pointers = [b.at(channel, b.i64(p) * PACKET_BYTES) for channel, p in places]
+
+    def attempt() -> tuple[Value, list[Value]]:
+        words = [b.load("i64", p, 8, **b.RELAXED) for p in pointers]
+        ready = reduce(arith.andi, [b.eq(b.i32(w >> 32), k.epoch) for w in words])
+        return (b.vote_all(ready) if together else ready), words
+
+    agree = b.vote_all if together else lambda go: go
+    words = k.spin(attempt, ["i64"] * len(places), PACKET, places[0][1], agree=agree)
+    return [b.i32(w) for w in words]
+

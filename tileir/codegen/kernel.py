@@ -1,0 +1,263 @@
+"""The persistent kernel: set-up, roles, the step loop and the dispatch over the phase table.
+
+One block per SM. Warps 0 … W-1 are consumers, warp W loads the tape, warp W+1 loads states. A launch runs
+`steps` steps at most; every wait ends by `limit` clocks.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tileir.codegen import builder as b
+from tileir.codegen.plan import HEADER_WORDS, UNIT, Body, Plan, Ring
+from tileir.dialect.attributes import place_of
+from tileir.mlir import ir, llvm, nvvm
+
+Value = Any
+
+# The kernel's arguments, in order. `slot` types are LLVM's.
+ARGUMENTS = {
+    "tape": "!llvm.ptr<1>",  # weight blocks
+    "tape_offsets": "!llvm.ptr<1>",  # i64 per SM: where its tape begins
+    "constants": "!llvm.ptr<1>",
+    "states": "!llvm.ptr<1>",
+    "exchange": "!llvm.ptr<1>",
+    "table": "!llvm.ptr<1>",
+    "prompt": "!llvm.ptr<1>",  # i32 tokens that are forced
+    "stop_ids": "!llvm.ptr<1>",  # i32
+    "logits": "!llvm.ptr<1>",  # f32 [steps, vocabulary], or null
+    "control": "!llvm.ptr<1>",  # word 0: abort; from byte 256: a report of 32 bytes for each warp
+    "mailbox": "!llvm.ptr<1>",  # host memory: word 0 count, word 1 state, tokens from byte 64
+    "rows": "i32",
+    "prompt_length": "i32",
+    "steps": "i32",
+    "epoch_base": "i32",  # the first step's epoch, less one
+    "position_base": "i32",  # the first step's position
+    "stop_count": "i32",
+    "limit": "i64",
+}
+REPORT_OFFSET, REPORT_BYTES = 256, 32
+MAILBOX_TOKENS = 64
+
+# What a wait that ran out of time was waiting for.
+WAIT_CODES = {1: "packet", 2: "free slot", 3: "window", 4: "full slot", 5: "step record"}
+PACKET, EMPTY, WINDOW, FULL, RECORD = WAIT_CODES
+
+# Byte offsets in the scratch region.
+SQUARES = 0  # two halves of f32 per warp
+BEST = 256  # i64 per warp: the emit's reduction
+CHOICE = 512  # i64 per warp: the select's reduction
+RECORD_DATA = 768  # i32 position, i32 stop
+DEAD = 784  # i32: this block gave up
+FINISHED = 788  # i32: no further step will be consumed
+RECORD_FULL, RECORD_EMPTY = 800, 808
+
+PARITY_START = {"consumer": 0, "loader": 1}
+
+
+class Kernel:
+    """What all emitters share: arguments, places in memory, waits.
+
+    `epoch` and `row` describe where the role being emitted is, for packets and for the report of a hang.
+    """
+
+    def __init__(self, plan: Plan, arguments: Sequence[Value]) -> None:
+        self.plan = plan
+        self.arg = dict(zip(ARGUMENTS, arguments, strict=True))
+        self.smem = llvm.mlir_addressof(b.type_of("!llvm.ptr<3>"), "smem")
+        self.tid = nvvm.read_ptx_sreg_tid_x()
+        self.sm = nvvm.read_ptx_sreg_ctaid_x()
+        self.warp, self.lane = self.tid >> 5, self.tid & 31
+        self.scratch = b.at(self.smem, None, plan.scratch_offset)
+        self.epoch: Value = None
+        self.row: Value = None
+        self.half: Value = None
+        self.words: list[Value] = []
+        self.position: Value = None
+        self.token: Value = None
+        self.step: Value = None
+
+    # ---- where things are
+
+    def operand(self, body: Body, value: Value) -> Value:
+        """The address of a row's operand, by the body's argument that stands for it."""
+        memory = {"channel": "exchange", "buffer": "constants", "state": "states"}
+        argument = body.argument(value)
+        offset = b.i64(self.words[HEADER_WORDS + argument]) * UNIT
+        depth, copy_bytes = self.plan.copies(body, argument)
+        if depth > 1:
+            offset = offset + b.i64(self.epoch % depth) * copy_bytes
+        return b.at(self.arg[memory[place_of(value)]], offset)
+
+    def runs(self, body: Body) -> Value:
+        """Whether the row is one of this body's."""
+        return b.eq(self.words[0] & 0xFFFF, body.index)
+
+    @property
+    def tile_base(self) -> Value:
+        """The first tile of the row's range."""
+        return self.words[1]
+
+    def share(self, tasks: int) -> tuple[Value, Value]:
+        """This SM's first of the row's `tasks` and how many (docs/ir.md, assignment)."""
+        rotation = self.words[0] >> 16
+        quotient, rest = divmod(tasks, self.plan.sms)
+        v = self.sm + rotation
+        v = b.select(b.uge(v, self.plan.sms), v - self.plan.sms, v)
+        first = v * quotient + b.umin(v, rest)
+        return first, b.i32(b.ult(v, rest)) + quotient
+
+    def consumers_meet(self) -> None:
+        """Barrier of the block's consumer warps."""
+        b.named_barrier(1, self.plan.threads)
+
+    # ---- waits
+
+    def spin(
+        self,
+        attempt: Callable[[], tuple[Value, list[Value]]],
+        types: Sequence[str],
+        code: int,
+        detail: Value,
+        every: int = 64,
+        agree: Callable[[Value], Value] = lambda go: go,
+    ) -> list[Value]:
+        """Repeat attempt() -> (ready, values) until ready, or until the launch is given up.
+
+        Only each `every`-th failure looks at the clock and the flags: done each time, the flag's line would be
+        the hottest of L2. detail: what is waited for, for the report. agree: makes a warp give up as one.
+        """
+
+        def body(count: Value, since: Value, _go: Value) -> tuple[Value, list[Value]]:
+            ready, values = attempt()
+            return b.both(b.negate(ready), _go), [count, since, ready, *values]
+
+        def again(count: Value, since: Value, _ready: Value, *_values: Value) -> list[Value]:
+            due = b.eq((count + 1) & (every - 1), 0)
+            go = b.const(True, "i1")
+            since, go = b.if_(
+                due,
+                lambda: self._watch(since, code, detail, agree),
+                lambda: [since, go],
+                ["i64", "i1"],
+            )
+            return [count + 1, since, go]
+
+        start = [b.const(0), b.const(0, "i64"), b.const(True, "i1")]
+        return b.do_while(start, ["i32", "i64", "i1", *types], body, again)[3:]
+
+    def _watch(
+        self, since: Value, code: int, detail: Value, agree: Callable[[Value], Value]
+    ) -> list[Value]:
+        """Look at clock and flags; on giving up leave a report and mark the block dead."""
+        now = b.clock()
+        fresh = b.eq(since, 0)
+        since = b.select(fresh, now, since)
+        late = b.uge(now - since, self.arg["limit"])
+        abort, dead = self.arg["control"], b.at(self.scratch, None, DEAD)
+        b.if_(late, lambda: b.store(b.const(1), abort, 4, **b.RELAXED))
+        raised = b.ne(b.load("i32", abort, 4, **b.RELAXED), 0)
+        gone = b.ne(b.load("i32", dead, 4, volatile_=True), 0)
+        first = b.both(late | raised, b.negate(gone))
+        give_up = b.negate(agree(b.negate(late | raised | gone)))
+
+        def report() -> None:
+            where = (self.sm * (self.plan.warps + 2) + self.warp) * REPORT_BYTES
+            to = b.at(self.arg["control"], b.i64(where), REPORT_OFFSET)
+            facts = b.vec(b.const(code), self.row, self.epoch, detail)
+            b.store(facts, to, 16)
+
+        # Every warp of a block that gives up reports once: `seen` is the report's own code.
+        where = (self.sm * (self.plan.warps + 2) + self.warp) * REPORT_BYTES
+        mine = b.at(self.arg["control"], b.i64(where), REPORT_OFFSET)
+        unreported = b.eq(b.load("i32", mine, 4, volatile_=True), 0)
+        b.if_(b.both(give_up, unreported), report)
+        b.if_(first, lambda: b.store(b.const(1), dead, 4, volatile_=True))
+        return [since, b.negate(give_up)]
+
+    def wait(self, barrier: Value, parity: Value, code: int, detail: Value, every: int = 64) -> None:
+        """Until the mbarrier has completed its phase of this parity."""
+
+        def attempt() -> tuple[Value, list[Value]]:
+            return nvvm.mbarrier_try_wait(barrier, parity, results=[b.type_of("i1")]), []
+
+        self.spin(attempt, [], code, detail, every)
+
+    def full(self, ring: Ring, slot: Value) -> Value:
+        """The mbarrier that says that a slot holds data."""
+        return b.at(self.smem, slot * 8, ring.full)
+
+    def empty(self, ring: Ring, slot: Value) -> Value:
+        """The mbarrier that says that a slot is free."""
+        return b.at(self.smem, slot * 8, ring.empty)
+
+    @staticmethod
+    def advance(ring: Ring, slot: Value, parity: Value) -> tuple[Value, Value]:
+        """The next slot and its parity."""
+        wrap = b.eq(slot + 1, ring.slots)
+        return b.select(wrap, 0, slot + 1), parity ^ b.i32(wrap)
+
+    def release(self, ring: Ring, slot: Value) -> None:
+        """This warp is done with a slot."""
+        b.warp_sync()
+        results = [b.type_of("i64")]
+        barrier = self.empty(ring, slot)
+        b.if_(b.eq(self.lane, 0), lambda: _arrive(barrier, results))
+
+    def initialise(self) -> None:
+        """Thread 0 sets up every mbarrier and flag; then the block meets."""
+
+        def setup() -> None:
+            for ring in self.plan.rings.values():
+                for slot in range(ring.slots):
+                    nvvm.mbarrier_init(b.at(self.smem, None, ring.full + 8 * slot), b.const(1))
+                    empty = b.at(self.smem, None, ring.empty + 8 * slot)
+                    nvvm.mbarrier_init(empty, b.const(self.plan.warps))
+            for offset in (RECORD_FULL, RECORD_EMPTY):
+                nvvm.mbarrier_init(b.at(self.scratch, None, offset), b.const(1))
+            for offset in (DEAD, FINISHED):
+                b.store(b.const(0), b.at(self.scratch, None, offset), 4)
+            nvvm.fence_mbarrier_init()
+
+        b.if_(b.eq(self.tid, 0), setup)
+        nvvm.barrier()
+
+    # ---- the step record, from the consumers to the state loader
+
+    def send_record(self, position: Value, stop: Value, parity: Value) -> None:
+        """One consumer thread: the next step's position, and whether there is none."""
+        self.wait(b.at(self.scratch, None, RECORD_EMPTY), parity ^ 1, RECORD, position)
+        b.store(b.vec(position, stop), b.at(self.scratch, None, RECORD_DATA), 8)
+        _arrive(b.at(self.scratch, None, RECORD_FULL), [b.type_of("i64")])
+
+    def receive_record(self, parity: Value) -> tuple[Value, Value]:
+        """The state loader: (position, stop), after the order that old rows need."""
+        self.wait(b.at(self.scratch, None, RECORD_FULL), parity, RECORD, parity)
+        record = b.load("vector<2xi32>", b.at(self.scratch, None, RECORD_DATA), 8)
+        position, stop = b.elements(record, 2)
+        _arrive(b.at(self.scratch, None, RECORD_EMPTY), [b.type_of("i64")])
+        b.fence_proxy_async()
+        return position, stop
+
+    def row_words(self, index: Value) -> list[Value]:
+        """The words of a table row."""
+        size = self.plan.row_words
+        return b.load_words(b.at(self.arg["table"], b.i64(index) * (4 * size)), size)
+
+    def next_row(self, index: Value) -> Value:
+        """index + 1, or 0 after the last row."""
+        return b.select(b.eq(index + 1, self.arg["rows"]), 0, index + 1)
+
+
+def _arrive(barrier: Value, results: Sequence[Any]) -> None:
+    nvvm.mbarrier_arrive(barrier, results=list(results))
+
+
+def dead(kernel: Kernel) -> Value:
+    """Whether this block has given up."""
+    flag = b.load("i32", b.at(kernel.scratch, None, DEAD), 4, volatile_=True)
+    return b.ne(flag, 0)
+
+
+def argument_types() -> list[Any]:
+    """The kernel arguments' types."""
+    return [ir.Type.parse(t) for t in ARGUMENTS.values()]

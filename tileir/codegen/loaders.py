@@ -1,0 +1,203 @@
+"""The loader roles: one thread each, copying into a ring of shared-memory slots with the bulk copy engine.
+
+The tape loader never waits for an activation; the state loader waits for each step's record.
+"""
+
+from typing import Any
+
+from tileir.codegen import builder as b
+from tileir.codegen.kernel import EMPTY, FINISHED, WINDOW, Kernel, dead
+from tileir.codegen.plan import Body, Ring
+from tileir.dialect.attributes import get
+from tileir.dialect.tile import padded
+from tileir.mlir import llvm, nvvm
+
+Value = Any
+BLOCK_BYTES = 1024
+
+
+def tape_loader(k: Kernel) -> None:
+    """Every step, every row: this SM's weight tiles, in the order in which they are consumed."""
+    ring = k.plan.rings["tape"]
+    start = b.at(k.arg["tape"], b.constant_load("i64", b.at(k.arg["tape_offsets"], b.i64(k.sm) * 8), 8))
+
+    def a_row(index: Value, source: Value, slot: Value, parity: Value, *words: Value) -> list[Value]:
+        k.words, k.row = list(words), index
+        ahead = k.row_words(k.next_row(index))
+
+        def fill(body: Body) -> list[Value]:
+            op = body.role("tape")[0]
+            _, count = k.share(get(op, "tiles"))
+            size = count * (padded(get(op, "k")) // 32 * BLOCK_BYTES)
+            return list(_fill(k, ring, source, size, slot, parity))
+
+        bodies = [body for body in k.plan.bodies if body.role("tape")]
+        moved = _by_body(k, bodies, fill, [source, slot, parity], ["!llvm.ptr<1>", "i32", "i32"])
+        return [*moved, *ahead]
+
+    def a_step(step: Value, slot: Value, parity: Value) -> list[Value]:
+        k.epoch = step + k.arg["epoch_base"] + 1
+        first = k.row_words(b.const(0))
+        carried = [start, slot, parity, *first]
+        _, slot, parity, *_ = b.for_(b.const(0), k.arg["rows"], carried, a_row)
+        return [step + 1, slot, parity]
+
+    def more(step: Value, _slot: Value, _parity: Value) -> Value:
+        return b.both(b.ult(step, k.arg["steps"]), b.negate(_finished(k)))
+
+    k.epoch = k.row = b.const(0)
+    _, slot, parity = b.while_([b.const(0), b.const(0), b.const(1)], more, a_step)
+    _drain(k, ring, slot, parity)
+
+
+def state_loader(k: Kernel) -> None:
+    """Every step: the old rows of k and v of this SM's (kv head, split) tasks."""
+    ring = k.plan.rings["state"]
+
+    def a_row(index: Value, slot: Value, parity: Value, *words: Value) -> list[Value]:
+        k.words, k.row = list(words), index
+        ahead = k.row_words(k.next_row(index))
+        bodies = [body for body in k.plan.bodies if body.role("state")]
+        moved = _by_body(
+            k, bodies, lambda body: _fill_states(k, ring, body, slot, parity), [slot, parity], ["i32"] * 2
+        )
+        return [*moved, *ahead]
+
+    def a_step(step: Value, _stop: Value, slot: Value, parity: Value) -> list[Value]:
+        k.epoch = step + k.arg["epoch_base"] + 1
+        k.row = b.const(0)
+        k.position, stop = k.receive_record(step & 1)
+        last = b.ne(stop, 0)
+
+        def rows() -> list[Value]:
+            carried = [slot, parity, *k.row_words(b.const(0))]
+            return b.for_(b.const(0), k.arg["rows"], carried, a_row)[:2]
+
+        moved = b.if_(last, lambda: [slot, parity], rows, ["i32"] * 2)
+        return [step + 1, stop, *moved]
+
+    def more(_step: Value, stop: Value, _slot: Value, _parity: Value) -> Value:
+        return b.both(b.eq(stop, 0), b.negate(dead(k)))
+
+    k.epoch = k.row = b.const(0)
+    zero = b.const(0)
+    *_, slot, parity = b.while_([zero, zero, zero, b.const(1)], more, a_step)
+    _drain(k, ring, slot, parity)
+
+
+def split_rows(k: Kernel, op: Any, split: Value) -> tuple[Value, Value]:
+    """First old row of a split at the step's position, and how many (docs/ir.md, state order)."""
+    splits, window = get(op, "splits"), get(op, "window")
+    low = b.const(0)
+    if window:
+        reach = k.position + 1
+        low = b.select(b.ult(reach, window), 0, reach - b.umin(reach, window))
+    chunk = (k.position - low + (splits - 1)) // splits
+    first = b.umin(low + split * chunk, k.position)
+    last = b.umin(first + chunk, k.position)
+    return first, last - first
+
+
+def _fill_states(k: Kernel, ring: Ring, body: Body, slot: Value, parity: Value) -> list[Value]:
+    op = body.role("state")[0]
+    heads, splits, size = get(op, "kv_heads"), get(op, "splits"), get(op, "head_size")
+    keys, values = (k.operand(body, v) for v in op.operation.operands)
+    per_slot = ring.slot_bytes // (4 * size)
+    first, count = k.share(heads * splits)
+
+    def a_task(i: Value, slot: Value, parity: Value) -> list[Value]:
+        task = first + i
+        row, rows = split_rows(k, op, task % splits)
+        offset = (task // splits * k.plan.context + row) * (2 * size)
+
+        def a_slot(n: Value, slot: Value, parity: Value) -> list[Value]:
+            take = b.umin(rows - n * per_slot, per_slot) * (2 * size)
+            from_ = b.i64(offset + n * (per_slot * 2 * size))
+            parts = [(b.at(keys, from_), 0), (b.at(values, from_), ring.slot_bytes // 2)]
+            return _copy(k, ring, slot, parity, parts, take)
+
+        return b.for_(b.const(0), (rows + (per_slot - 1)) // per_slot, [slot, parity], a_slot)
+
+    return b.for_(b.const(0), count, [slot, parity], a_task)
+
+
+def _by_body(
+    k: Kernel, bodies: list[Body], fill: Any, otherwise: list[Value], types: list[str]
+) -> list[Value]:
+    """fill(body) for the row's body if it is one of these."""
+    if not bodies:
+        return otherwise
+    mine = k.runs(bodies[0])
+    rest = bodies[1:]
+    return b.if_(
+        mine, lambda: fill(bodies[0]), lambda: _by_body(k, rest, fill, otherwise, types), types
+    )
+
+
+def _fill(
+    k: Kernel, ring: Ring, source: Value, size: Value, slot: Value, parity: Value
+) -> tuple[Value, Value, Value]:
+    """`size` bytes from `source`, slot by slot, the last one maybe short."""
+
+    def a_slot(i: Value, slot: Value, parity: Value) -> list[Value]:
+        offset = i * ring.slot_bytes
+        take = b.umin(size - offset, ring.slot_bytes)
+        return _copy(k, ring, slot, parity, [(b.at(source, b.i64(offset)), 0)], take)
+
+    slots = (size + (ring.slot_bytes - 1)) // ring.slot_bytes
+    slot, parity = b.for_(b.const(0), slots, [slot, parity], a_slot)
+    return b.at(source, b.i64(size)), slot, parity
+
+
+def _copy(
+    k: Kernel, ring: Ring, slot: Value, parity: Value, parts: list[tuple[Value, int]], size: Value
+) -> list[Value]:
+    """Wait for the slot and the window, then copy `size` bytes from each part to its place; the next slot.
+
+    Nothing is copied, and the ring stays where it is, once the consumers take no more.
+    """
+    barrier = k.full(ring, slot)
+    _wait_unless_finished(k, k.empty(ring, slot), parity, slot)
+
+    def go() -> list[Value]:
+        _in_window(k, ring, slot, parity)
+        nvvm.mbarrier_arrive_expect_tx(barrier, size * len(parts), results=[])
+        for source, place in parts:
+            to = b.at(k.smem, slot * ring.slot_bytes, ring.smem_offset + place)
+            to = llvm.addrspacecast(b.type_of("!llvm.ptr<7>"), to)
+            hint = b.const(b.EVICT_FIRST, "i64")
+            nvvm.cp_async_bulk_shared_cluster_global(to, source, barrier, size, l2_cache_hint=hint)
+        return list(k.advance(ring, slot, parity))
+
+    return b.if_(_finished(k), lambda: [slot, parity], go, ["i32", "i32"])
+
+
+def _in_window(k: Kernel, ring: Ring, slot: Value, parity: Value) -> None:
+    """Until the copy of `window` slots ago has landed; before there was one, a fresh barrier says yes."""
+    wrap = b.i32(b.ult(slot, ring.window))
+    behind = slot - ring.window + wrap * ring.slots
+    k.wait(k.full(ring, behind), parity ^ wrap ^ 1, WINDOW, slot)
+
+
+def _drain(k: Kernel, ring: Ring, slot: Value, parity: Value) -> None:
+    """The block must outlive the copies into it."""
+    k.epoch = k.row = b.const(0)
+    for _ in range(ring.window):
+        _in_window(k, ring, slot, parity)
+        slot, parity = k.advance(ring, slot, parity)
+
+
+def _finished(k: Kernel) -> Value:
+    flags = b.load("vector<2xi32>", b.at(k.scratch, None, FINISHED - 4), 4, volatile_=True)
+    stopped, gone = b.elements(flags, 2)
+    return b.ne(stopped | gone, 0)
+
+
+def _wait_unless_finished(k: Kernel, barrier: Value, parity: Value, slot: Value) -> None:
+    """For a free slot; the consumers may instead say that they will take no more."""
+
+    def attempt() -> tuple[Value, list[Value]]:
+        ready = nvvm.mbarrier_try_wait(barrier, parity, results=[b.type_of("i1")])
+        return ready | _finished(k), []
+
+    k.spin(attempt, [], EMPTY, slot)

@@ -1,0 +1,170 @@
+"""What the kernel needs to know of an engine module, read once.
+
+A table row is 32-bit words: body and rotation (16 bits each), tile base, then one word per operand, its byte offset
+in the operand's memory divided by `UNIT`. The kernel walks the table; its code does not grow with the number of layers.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tileir.dialect.attributes import element_of, get, name_of, shape_of
+from tileir.dialect.engine import declarations
+from tileir.errors import TileirError
+from tileir.target import Target
+
+UNIT = 256
+HEADER_WORDS = 2
+
+
+@dataclass(frozen=True)
+class Ring:
+    """Slots between a loader and the consumers; offsets and sizes in bytes of shared memory."""
+
+    name: str
+    slots: int
+    slot_bytes: int
+    window: int
+    smem_offset: int
+    full: int
+    empty: int
+
+
+@dataclass(frozen=True)
+class Body:
+    """A stage body: its number in the dispatch, its kind, its operation."""
+
+    index: int
+    name: str
+    kind: str
+    op: Any
+
+    def argument(self, value: Any) -> int:
+        """The position of a region argument among the row's operands."""
+        for i, argument in enumerate(self.op.operation.regions[0].blocks[0].arguments):
+            if argument == value:
+                return i
+        raise AssertionError(f"{value} is no argument of body {self.name}")
+
+    def role(self, name: str) -> list[Any]:
+        """The operations of one of the body's roles; none if it has no such role."""
+        for op in self.op.operation.regions[0].blocks[0]:
+            if name_of(op) == "engine.role" and get(op, "sym_name") == name:
+                return list(op.operation.regions[0].blocks[0])
+        return []
+
+    def find(self, name: str) -> Any:
+        """The one operation called `name` in any role."""
+        roles = self.op.operation.regions[0].blocks[0]
+        found = [o for r in roles for o in r.operation.regions[0].blocks[0] if name_of(o) == name]
+        assert len(found) == 1, f"{len(found)} × {name} in {self.name}"
+        return found[0]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An engine.device, in Python: sizes in bytes."""
+
+    target: Target
+    sms: int
+    warps: int
+    tokens: int
+    context: int
+    vocabulary: int
+    rings: dict[str, Ring]
+    bodies: list[Body]
+    rows: list[Any]
+    operands: list[list[Any]]
+    x_offset: int
+    part_offset: int
+    scratch_offset: int
+    smem_bytes: int
+
+    @property
+    def row_words(self) -> int:
+        """Words of a table row, a multiple of 4."""
+        most = max(len(o) for o in self.operands)
+        return -(-(HEADER_WORDS + most) // 4) * 4
+
+    @property
+    def threads(self) -> int:
+        """Consumer threads of a block."""
+        return self.warps * 32
+
+    def copies(self, body: Body, argument: int) -> tuple[int, int]:
+        """How many copies by epoch the operand of a body has, and the bytes of one; (1, 0) if not a channel."""
+        row = next(i for i, r in enumerate(self.rows) if get(r, "body") == body.name)
+        declared = self.operands[row][argument]
+        if name_of(declared) != "engine.channel":
+            return 1, 0
+        return get(declared, "depth"), packets_of(declared.operation.results[0]) * 8
+
+    def table(self) -> list[list[int]]:
+        """The phase table's rows of words."""
+        index = {b.name: b.index for b in self.bodies}
+        table = []
+        for row, operands in zip(self.rows, self.operands, strict=True):
+            words = [index[get(row, "body")] | get(row, "rotation") << 16, get(row, "tile_base")]
+            words += [get(op, "offset") // UNIT for op in operands]
+            table.append(words + [0] * (self.row_words - len(words)))
+        return table
+
+
+def read_plan(device: Any, target: Target) -> Plan:
+    """Read an engine.device. Raises TileirError for what the code generator does not take."""
+    block = device.operation.regions[0].blocks[0]
+    rings, bodies, rows = {}, [], []
+    for op in block:
+        match name_of(op):
+            case "engine.ring":
+                rings[get(op, "sym_name")] = _ring(op)
+            case "engine.body":
+                bodies.append(Body(len(bodies), get(op, "sym_name"), get(op, "kind"), op))
+            case "engine.row":
+                rows.append(op)
+    values = {get(op, "sym_name"): op for op in declarations(device)}
+    plan = Plan(
+        target,
+        *(get(device, n) for n in ("sms", "consumer_warps", "tokens", "context", "vocabulary")),
+        rings=rings,
+        bodies=bodies,
+        rows=rows,
+        operands=[[values[n] for n in get(row, "names")] for row in rows],
+        **{n: get(device, n) for n in ("x_offset", "part_offset", "scratch_offset", "smem_bytes")},
+    )
+    _check(plan)
+    return plan
+
+
+def packets_of(value: Any) -> int:
+    """Packets of one copy of a channel: a pair of bf16, an f32 or a word each."""
+    count = 1
+    for size in shape_of(value):
+        assert size is not None, "channels have static shapes"
+        count *= size
+    return count // 2 if element_of(value) == "bf16" else count
+
+
+def _ring(op: Any) -> Ring:
+    slots, barriers = get(op, "slots"), get(op, "barrier_offset")
+    sizes = (get(op, n) for n in ("slot_bytes", "window", "smem_offset"))
+    return Ring(get(op, "sym_name"), slots, *sizes, full=barriers, empty=barriers + 8 * slots)
+
+
+def _check(plan: Plan) -> None:
+    if plan.tokens != 1:
+        raise TileirError(
+            f"{plan.tokens} tokens a step",
+            hint="kernels are generated for one token a step; compile with tokens=1",
+        )
+    for ring in plan.rings.values():
+        if ring.slot_bytes != plan.warps * 1024:
+            raise TileirError(
+                f"ring {ring.name!r} has slots of {ring.slot_bytes} bytes",
+                hint=f"generated kernels give each of {plan.warps} warps one 1 KB block of a slot",
+            )
+    for declared in (op for operands in plan.operands for op in operands):
+        if name_of(declared) == "engine.channel" and get(declared, "protocol") != "packet":
+            raise TileirError(
+                f"channel {get(declared, 'sym_name')!r} has protocol {get(declared, 'protocol')!r}",
+                hint="kernels are generated for the packet protocol",
+            )

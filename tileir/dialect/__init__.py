@@ -1,0 +1,11 @@
+"""The three dialects: graph, tile, engine."""
+
+
+def load_dialects() -> None:
+    """Register all three with the current context."""
+    from tileir.dialect.engine import Engine
+    from tileir.dialect.graph import Graph
+    from tileir.dialect.tile import Tile
+
+    for dialect in (Graph, Tile, Engine):
+        dialect.load(reload=True)

@@ -1,0 +1,264 @@
+"""The engine dialect: one persistent kernel a device.
+
+Roles, rings, channels, a phase table of rows, and stage bodies outlined once. docs/ir.md has the protocol: assignment of
+tasks to SMs, epochs, and the order in which states are written and streamed.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tileir.dialect.attributes import fail, first_failure, get, name_of, place_of, shape_of, walk
+from tileir.dialect.tile import attend_shapes
+from tileir.mlir import ext, ir
+
+Tensor = ir.RankedTensorType
+Operand = ext.Operand
+Result = ext.Result
+OPEN = [ir.NoTerminatorTrait]
+
+PAYLOADS = ("bf16x2", "f32", "record")
+PROTOCOLS = ("packet", "block")
+LEVELS = ("warp", "sm", "cluster", "gpu", "peer")
+ROLES = ("tape", "state", "consumer")
+
+
+class Engine(ext.Dialect, name="engine"):
+    """Persistent kernels: who runs what, and how they talk."""
+
+
+class DeviceOp(Engine.Operation, name="device", traits=OPEN):
+    """One GPU's kernel: declarations, bodies, then the phase table, in its region.
+
+    tokens: most tokens a step; context: positions a state holds; smem_bytes, exchange_bytes, constant_bytes,
+    state_bytes: what allocate-memory laid out.
+    """
+
+    index: ir.IntegerAttr
+    sms: ir.IntegerAttr
+    consumer_warps: ir.IntegerAttr
+    tokens: ir.IntegerAttr
+    context: ir.IntegerAttr
+    vocabulary: ir.IntegerAttr
+    body: ext.Region
+
+    @staticmethod
+    def verify_region_invariants(op: Any) -> bool:
+        """Every row names a body and declarations of its arguments' types."""
+        block = op.operation.regions[0].blocks[0]
+        bodies = {get(o, "sym_name"): o for o in block if name_of(o) == "engine.body"}
+        types = {get(o, "sym_name"): o.operation.results[0].type for o in declarations(op)}
+        for row in (o for o in block if name_of(o) == "engine.row"):
+            body = bodies.get(get(row, "body"))
+            if body is None:
+                return fail(row, f"no body {get(row, 'body')!r}")
+            names = get(row, "names")
+            missing = [n for n in names if n not in types]
+            if missing:
+                return fail(row, f"nothing is declared as {missing[0]!r}")
+            arguments = body.operation.regions[0].blocks[0].arguments
+            if [types[n] for n in names] != [a.type for a in arguments]:
+                return fail(row, f"operands are not the arguments of body {get(row, 'body')!r}")
+        return True
+
+
+def declarations(device: Any) -> list[Any]:
+    """The channels, buffers and states of an engine.device, in order."""
+    kinds = ("engine.channel", "engine.buffer", "engine.state")
+    return [o for o in device.operation.regions[0].blocks[0] if name_of(o) in kinds]
+
+
+class RingOp(Engine.Operation, name="ring"):
+    """slots × slot_bytes of shared memory at smem_offset; at most `window` slots are outstanding."""
+
+    sym_name: ir.StringAttr
+    slots: ir.IntegerAttr
+    slot_bytes: ir.IntegerAttr
+    window: ir.IntegerAttr
+
+    @staticmethod
+    def verify_region_invariants(op: Any) -> bool:
+        """At least two slots of whole blocks, and a window inside the ring."""
+        slots, size, window = (get(op, n) for n in ("slots", "slot_bytes", "window"))
+        return first_failure(
+            op,
+            [
+                (slots >= 2, "a ring has at least 2 slots"),
+                (size > 0 and size % 1024 == 0, "slot_bytes is a multiple of 1024"),
+                (1 <= window <= slots, f"window of {window} outside 1 … {slots}"),
+            ],
+        )
+
+
+class ChannelOp(Engine.Operation, name="channel"):
+    """Values that cross SMs, [T, …]; `depth` copies by epoch, at byte `offset` of the exchange memory."""
+
+    sym_name: ir.StringAttr
+    payload: ir.StringAttr
+    protocol: ir.StringAttr
+    level: ir.StringAttr
+    depth: ir.IntegerAttr
+    result: Result[Tensor]
+
+    @staticmethod
+    def verify_region_invariants(op: Any) -> bool:
+        """Known payload, protocol and level."""
+        payload, protocol, level = (get(op, n) for n in ("payload", "protocol", "level"))
+        return first_failure(
+            op,
+            [
+                (payload in PAYLOADS, f"payload {payload!r} is none of {PAYLOADS}"),
+                (protocol in PROTOCOLS, f"protocol {protocol!r} is none of {PROTOCOLS}"),
+                (level in LEVELS, f"level {level!r} is none of {LEVELS}"),
+                (get(op, "depth") >= 1, "depth is at least 1"),
+                (place_of(op.operation.results[0]) == "channel", "result is no channel"),
+            ],
+        )
+
+
+class BufferOp(Engine.Operation, name="buffer"):
+    """A packed constant at byte `offset` of the constant memory; attributes as tile.buffer's."""
+
+    sym_name: ir.StringAttr
+    kind: ir.StringAttr
+    result: Result[Tensor]
+
+
+class StateOp(Engine.Operation, name="state"):
+    """A mutable state at byte `offset` of the state memory."""
+
+    sym_name: ir.StringAttr
+    result: Result[Tensor]
+
+
+class BodyOp(Engine.Operation, name="body", traits=OPEN):
+    """What the roles do in a stage. The region's arguments stand for a row's operands."""
+
+    sym_name: ir.StringAttr
+    kind: ir.StringAttr
+    body: ext.Region
+
+    @staticmethod
+    def verify_region_invariants(op: Any) -> bool:
+        """One role of a kind, one of them the consumers."""
+        names = [get(o, "sym_name") for o in walk(op, "engine.role")]
+        kinds = ("contract", "attend", "map", "select")
+        return first_failure(
+            op,
+            [
+                (get(op, "kind") in kinds, f"kind is none of {kinds}"),
+                (len(set(names)) == len(names), "a role occurs twice"),
+                (set(names) <= set(ROLES), f"roles {names} are none of {ROLES}"),
+                ("consumer" in names, "no consumer role"),
+            ],
+        )
+
+
+class RoleOp(Engine.Operation, name="role", traits=OPEN):
+    """The program of one warp role in this stage."""
+
+    sym_name: ir.StringAttr
+    body: ext.Region
+
+
+class RowOp(Engine.Operation, name="row"):
+    """One stage of the phase table.
+
+    names: of declarations, one for each of the body's arguments. rotation: where the assignment of tasks
+    starts. phase: stages that do not depend on each other share one. tile_base: first tile of the space that this
+    row covers. weights: state-dict names, by the segments' index.
+    """
+
+    names: Any
+    body: ir.StringAttr
+    phase: ir.IntegerAttr
+    rotation: ir.IntegerAttr
+    tile_base: ir.IntegerAttr
+    weights: Any
+
+
+class FillOp(Engine.Operation, name="fill"):
+    """A loader's part: source "tape" streams weight tiles, source "state" old rows of k and v."""
+
+    ins: Sequence[Operand[Tensor]]
+    ring: ir.StringAttr
+    source: ir.StringAttr
+
+    @staticmethod
+    def verify_region_invariants(op: Any) -> bool:
+        """Known source with its operands."""
+        source, count = get(op, "source"), len(op.operation.operands)
+        return first_failure(
+            op,
+            [
+                (source in ("tape", "state"), "source is tape or state"),
+                (source != "tape" or count == 0, "the tape has no operands"),
+                (source != "state" or count == 2, "a state stream takes k and v"),
+            ],
+        )
+
+
+class ReceiveOp(Engine.Operation, name="receive"):
+    """Consumers poll a channel into shared memory; the region is a contract's prologue."""
+
+    channel: Operand[Tensor]
+    k: ir.IntegerAttr
+    prologue: ext.Region
+
+
+class MultiplyOp(Engine.Operation, name="multiply"):
+    """Consumers drain the tape ring: partial sums of `tiles` tiles of K `k`, one for each warp."""
+
+    k: ir.IntegerAttr
+    tiles: ir.IntegerAttr
+    ring: ir.StringAttr
+
+
+class EmitOp(Engine.Operation, name="emit"):
+    """Consumers add the warps' sums and run the segments' epilogues into the channel."""
+
+    channel: Operand[Tensor]
+    tiles: ir.IntegerAttr
+    space: ir.IntegerAttr
+    epilogue: ext.Region
+
+
+class AttendOp(Engine.Operation, name="attend"):
+    """Consumers' part of tile.attend: operands qkv, k, v and the partial channel."""
+
+    qkv: Operand[Tensor]
+    k: Operand[Tensor]
+    v: Operand[Tensor]
+    partial: Operand[Tensor]
+    heads: ir.IntegerAttr
+    kv_heads: ir.IntegerAttr
+    head_size: ir.IntegerAttr
+    scale: ir.FloatAttr
+    window: ir.IntegerAttr
+    softcap: ir.FloatAttr
+    splits: ir.IntegerAttr
+    offsets: Any
+    ring: ir.StringAttr
+
+    @staticmethod
+    def verify_region_invariants(op: Any) -> bool:
+        """As tile.attend."""
+        return attend_shapes(op, shape_of(list(op.operation.operands)[3])[1:])
+
+
+class MapOp(Engine.Operation, name="map"):
+    """Consumers' part of tile.map: the region computes a value of the channel."""
+
+    channel: Operand[Tensor]
+    rows: ir.IntegerAttr
+    body: ext.Region
+
+
+class SelectOp(Engine.Operation, name="select"):
+    """Consumers' part of tile.select, on every SM: the step's token, the step record and the mailbox."""
+
+    ins: Sequence[Operand[Tensor]]
+    kind: ir.StringAttr
+
+
+class BarrierOp(Engine.Operation, name="barrier"):
+    """All consumer warps of the SM meet."""

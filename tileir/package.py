@@ -1,0 +1,217 @@
+"""Packages: what the compiler hands to the runtime. Neither MLIR nor torch is needed to read one.
+
+A package is a folder or a zip file:
+
+    manifest.json     schema, target, launch shape, memory sizes, the phase table, hashes of the other files
+    engine.mlir       the engine module, which the reference device executes
+    packing.json      where every byte of tape and constants comes from
+    device_0.ptx      the kernels, if the target has any
+"""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from tileir.errors import DeviceError, PackageError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+ENGINE, PACKING, PTX = "engine.mlir", "packing.json", "device_0.ptx"
+_KNOWN = (ENGINE, PACKING, PTX)
+
+
+class Session(Protocol):
+    """A loaded model on a device."""
+
+    device: str
+
+    def generate(self, ids: Any, max_new_tokens: int, stop_ids: Any = ()) -> Any:
+        """Tokens, one by one, as the device makes them."""
+
+    def logits(self, ids: Any) -> Any:
+        """Logits of every position, [len(ids), vocabulary] f32, the ids being forced."""
+
+    def close(self) -> None:
+        """Give the device's memory back."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A compiled model, without its weights.
+
+    manifest: see `manifest.json`. files: the other files' bytes by name.
+    """
+
+    manifest: dict[str, Any]
+    files: dict[str, bytes] = field(repr=False)
+
+    @property
+    def engine_text(self) -> str:
+        """The engine module as text."""
+        return self.files[ENGINE].decode()
+
+    @property
+    def packing(self) -> dict[str, Any]:
+        """The packing recipe."""
+        recipe: dict[str, Any] = json.loads(self.files[PACKING])
+        return recipe
+
+    @property
+    def ptx(self) -> str:
+        """The kernels. Raises PackageError if the target has none."""
+        if PTX not in self.files:
+            target = self.manifest["target"]
+            raise PackageError(
+                f"the package was compiled for {target!r} and holds no kernel",
+                hint='compile with target="h100" or "h200", or load it on device="reference"',
+            )
+        return self.files[PTX].decode()
+
+    def save(self, path: str | Path) -> Path:
+        """Write a zip file; the path is written whole or not at all. Raises PackageError."""
+        path = Path(path)
+        if path.is_dir():
+            raise PackageError(f"{path} is a folder", hint="name a file, such as model.tileir")
+        part = path.with_name(path.name + ".part")
+        try:
+            with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr(MANIFEST, json.dumps(self.manifest, indent=1))
+                for name, data in self.files.items():
+                    archive.writestr(name, data)
+            part.replace(path)
+        except OSError as error:
+            raise PackageError(f"cannot write {path}: {error.strerror}") from None
+        return path
+
+    def summary(self) -> str:
+        """A few lines for people: sizes, stages, launch shape."""
+        m = self.manifest
+        lines = [
+            f"target {m['target']}: {m['sms']} SMs, {m['threads']} threads and "
+            f"{m['smem_bytes'] / 1024:.0f} KB of shared memory each",
+            f"{len(m['table'])} rows of {len(m['bodies'])} bodies: {', '.join(m['bodies'])}",
+            f"context {m['context']}, vocabulary {m['vocabulary']}",
+            f"tape {m['memory']['tape'] / 1e6:.1f} MB, constants {m['memory']['constants'] / 1e6:.1f} MB, "
+            f"states {m['memory']['states'] / 1e6:.1f} MB, exchange {m['memory']['exchange'] / 1e6:.2f} MB",
+        ]
+        if m.get("assembled"):
+            a = m["assembled"]
+            lines.append(
+                f"kernel {len(self.files[PTX]) / 1024:.0f} KB of PTX, {a['registers']} registers, "
+                f"{a['spill_bytes']} bytes spilled"
+            )
+        return "\n".join(lines)
+
+    def load(
+        self, weights: str | Path | Mapping[str, Any], device: str = "auto"
+    ) -> Session:
+        """A session on a device, with weights from a folder of safetensors or a mapping of arrays.
+
+        device: "auto" (a GPU if there is one that fits, else "reference"), "cuda:N", "reference" (fp32 arithmetic),
+        "reference-bf16" (the kernel's rounding). Raises PackageError for weights that do not fit, DeviceError for
+        a device that is not there.
+        """
+        from tileir.runtime.weights import Weights
+
+        tensors = weights if isinstance(weights, Mapping) else Weights(Path(weights))
+        if device == "auto":
+            device = "cuda:0" if PTX in self.files and _has_gpu() else "reference"
+        if device in ("reference", "reference-bf16"):
+            from tileir.reference.session import ReferenceSession
+
+            return ReferenceSession(self.engine_text, tensors, rounding=device != "reference")
+        kind, _, number = device.partition(":")
+        if kind != "cuda" or not (number or "0").isdigit():
+            raise DeviceError(
+                f"unknown device {device!r}",
+                hint='devices: "auto", "cuda:N", "reference", "reference-bf16"',
+            )
+        from tileir.runtime.session import CudaSession
+
+        return CudaSession(self, tensors, int(number or 0))
+
+
+def _has_gpu() -> bool:
+    from tileir.runtime.driver import device_count
+
+    return device_count() > 0
+
+
+def make_package(
+    manifest: dict[str, Any], engine: str, packing: dict[str, Any], ptx: str | None
+) -> Package:
+    """A package of these parts; hashes are added to the manifest."""
+    files = {ENGINE: engine.encode(), PACKING: json.dumps(packing).encode()}
+    if ptx is not None:
+        files[PTX] = ptx.encode()
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    return Package({"schema": SCHEMA, **manifest, "hashes": hashes}, files)
+
+
+def load_package(path: str | Path) -> Package:
+    """Read a package. Raises PackageError for what is missing, damaged or of another schema."""
+    path = Path(path)
+    if not path.exists():
+        raise PackageError(f"no package at {path}", hint="tileir compile MODEL -o PATH writes one")
+    try:
+        found = _read_folder(path) if path.is_dir() else _read_zip(path)
+        manifest = json.loads(found.pop(MANIFEST))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile, RuntimeError) as error:
+        raise PackageError(f"{path} is no package: {error}", hint="compile it again") from None
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        raise PackageError(
+            f"{path} has a schema that this version does not read",
+            hint=f"this version reads schema {SCHEMA}: compile the model again",
+        )
+    for name, digest in manifest.get("hashes", {}).items():
+        if name not in found or hashlib.sha256(found[name]).hexdigest() != digest:
+            raise PackageError(f"{path}: {name} is missing or damaged", hint="compile it again")
+    if ENGINE not in found or PACKING not in found:
+        raise PackageError(f"{path}: {ENGINE} or {PACKING} is missing", hint="compile it again")
+    return Package(manifest, found)
+
+
+def _read_folder(path: Path) -> dict[str, bytes]:
+    names = (MANIFEST, *_KNOWN)
+    return {n: (path / n).read_bytes() for n in names if (path / n).is_file()}
+
+
+def _read_zip(path: Path) -> dict[str, bytes]:
+    # Only known names are read, into memory: no entry can reach another file.
+    with zipfile.ZipFile(path) as archive:
+        present = set(archive.namelist())
+        return {n: archive.read(n) for n in (MANIFEST, *_KNOWN) if n in present}
+
+
+@dataclass(frozen=True)
+class TapeLayout:
+    """Where each SM's weights lie: bytes. bases: [sms]; rows: per tape row, [sms] absolute; size: of all."""
+
+    bases: np.ndarray
+    rows: list[np.ndarray]
+    size: int
+
+
+def shares(tasks: int, rotation: int, sms: int) -> tuple[np.ndarray, np.ndarray]:
+    """First task and number of tasks of every SM, each [sms] int64 (docs/ir.md, assignment)."""
+    v = (np.arange(sms) + rotation) % sms
+    quotient, rest = divmod(tasks, sms)
+    return v * quotient + np.minimum(v, rest), quotient + (v < rest)
+
+
+def tape_layout(tape: list[dict[str, Any]], sms: int) -> TapeLayout:
+    """Lay out every SM's blocks in the order in which it consumes them."""
+    lengths = [shares(r["tiles"], r["rotation"], sms)[1] * r["blocks"] * 1024 for r in tape]
+    totals = np.sum(lengths, axis=0) if lengths else np.zeros(sms, np.int64)
+    bases = np.concatenate([[0], np.cumsum(totals)[:-1]]).astype(np.int64)
+    rows, at = [], bases.copy()
+    for length in lengths:
+        rows.append(at.copy())
+        at = at + length
+    return TapeLayout(bases, rows, int(totals.sum()))

@@ -1,0 +1,89 @@
+"""Targets: what a device can do, as frozen data. Passes ask for capabilities, never for names."""
+
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+
+from tileir.errors import TileirError
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of device.
+
+    sms: streaming multiprocessors, one resident block each.
+    consumer_warps: warps that multiply, of 32 threads each.
+    registers: per thread, after which ptxas must not spill.
+    smem_bytes: dynamic shared memory a block may have.
+    slot_bytes: bytes of one ring slot, a multiple of 1024.
+    window: slots outstanding per ring (hopper-facts: bytes in flight bound).
+    stream_tbps: measured streaming read, TB/s; hop_us: one packet exchange, µs. Both feed the cost model.
+    chip, ptx: what LLVM and ptxas are told; empty chip means that no PTX is made.
+    """
+
+    name: str
+    sms: int
+    consumer_warps: int
+    registers: int
+    smem_bytes: int
+    slot_bytes: int
+    window: int
+    stream_tbps: float
+    hop_us: float
+    chip: str = ""
+    ptx: int = 0
+    max_tokens: int = 8
+
+    @property
+    def emits_ptx(self) -> bool:
+        """Whether kernels can be generated for it."""
+        return bool(self.chip)
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block: the consumer warps and two loader warps."""
+        return (self.consumer_warps + 2) * 32
+
+
+_H100 = Target(
+    name="h100",
+    sms=132,
+    consumer_warps=16,
+    registers=112,
+    smem_bytes=232448,
+    slot_bytes=16384,
+    window=3,
+    stream_tbps=3.12,
+    hop_us=1.0,
+    chip="sm_90a",
+    ptx=87,
+)
+
+TARGETS = {
+    target.name: target
+    for target in (
+        _H100,
+        replace(_H100, name="h200", window=3, stream_tbps=4.65),
+        # A small device for tests and for machines without a GPU; nothing is emitted for it.
+        replace(
+            _H100,
+            name="virtual",
+            sms=4,
+            consumer_warps=4,
+            slot_bytes=65536,
+            smem_bytes=1 << 21,
+            chip="",
+            ptx=0,
+        ),
+    )
+}
+
+
+def find_target(name: str) -> Target:
+    """The target of that name. Raises TileirError, with near matches, if there is none."""
+    if name in TARGETS:
+        return TARGETS[name]
+    near = get_close_matches(name, TARGETS, n=1)
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    raise TileirError(
+        f"unknown target {name!r}", hint=f"{guess}targets: {', '.join(TARGETS)}"
+    )
