@@ -8,8 +8,9 @@ import ml_dtypes
 import numpy as np
 
 from tileir.errors import PackageError
-from tileir.package import TapeLayout, shares, tape_layout
+from tileir.package import TapeLayout, tape_layout
 from tileir.runtime.driver import Device
+from tileir.scheduling.assign import shares
 
 Progress = Callable[[int, int], None]
 DTYPES = {"bf16": ml_dtypes.bfloat16, "f32": np.float32}

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from tileir.errors import DeviceError, PackageError
+from tileir.scheduling.assign import shares
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -196,13 +197,6 @@ class TapeLayout:
     bases: np.ndarray
     rows: list[np.ndarray]
     size: int
-
-
-def shares(tasks: int, rotation: int, sms: int) -> tuple[np.ndarray, np.ndarray]:
-    """First task and number of tasks of every SM, each [sms] int64 (docs/ir.md, assignment)."""
-    v = (np.arange(sms) + rotation) % sms
-    quotient, rest = divmod(tasks, sms)
-    return v * quotient + np.minimum(v, rest), quotient + (v < rest)
 
 
 def tape_layout(tape: list[dict[str, Any]], sms: int) -> TapeLayout:

@@ -1,0 +1,1 @@
+"""Passes, one file each: graph → tile → engine (docs/journey.md has their order)."""

@@ -1,0 +1,1 @@
+"""Front ends: the only part of tileir that imports a framework."""

@@ -1,0 +1,6 @@
+"""torch.export → the graph dialect."""
+
+from tileir.frontends.torch_export.importer import import_program
+from tileir.frontends.torch_export.recipe import export_decode, fake_hf, load_hf
+
+__all__ = ["export_decode", "fake_hf", "import_program", "load_hf"]

@@ -1,0 +1,135 @@
+"""Reading an exported program's nodes: names, layouts, constants, and errors that point at the source."""
+
+import re
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from tileir.errors import TileirError
+
+FULL = 2**62
+# Operations that leave the flattened order of values as it is, given the checks in `behind`.
+_SAME = ("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "alias", "clone", "contiguous", "expand")
+_CASTS = ("_to_copy", "type_as", "to", "lift_fresh_copy", "detach")
+
+
+def op_name(node: Any) -> str:
+    """aten's name of a call without overload ("linear"), or "" if the node is no call."""
+    if not isinstance(node, Node) or node.op != "call_function":
+        return ""
+    name = getattr(node.target, "__name__", str(node.target))
+    return str(node.target).removeprefix("aten.").split(".")[0] if "aten" in str(node.target) else name
+
+
+def shape(node: Node) -> list[int]:
+    """A node's shape."""
+    return [int(s) for s in node.meta["val"].shape]
+
+
+def behind(node: Any) -> Any:
+    """The node whose values, in the same flattened order, this one has: through views and casts."""
+    while isinstance(node, Node):
+        name = op_name(node)
+        if name in _CASTS:
+            node = node.args[0]
+        elif name in _SAME and (name != "expand" or shape(node) == shape(node.args[0])):
+            node = node.args[0]
+        elif name in ("transpose", "permute") and _keeps_order(node):
+            node = node.args[0]
+        elif name == "slice" and shape(node) == shape(node.args[0]):
+            node = node.args[0]
+        elif name == "mul" and node.args[1] in (1, 1.0):
+            node = node.args[0]
+        else:
+            return node
+    return node
+
+
+def _keeps_order(node: Node) -> bool:
+    """Whether a transposition moves only dimensions of size 1."""
+    source = shape(node.args[0])
+    order = list(range(len(source)))
+    if op_name(node) == "permute":
+        order = [d % len(source) for d in node.args[1]]
+    else:
+        a, b = (d % len(source) for d in node.args[1:3])
+        order[a], order[b] = order[b], order[a]
+    real = [d for d in order if source[d] != 1]
+    return real == sorted(real)
+
+
+class Constants:
+    """Tensors that the program holds, and what can be computed from them alone."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        signature = program.graph_signature
+        self.program = program
+        self.parameters = dict(signature.inputs_to_parameters)
+        self.buffers = dict(signature.inputs_to_buffers)
+        self.lifted = dict(getattr(signature, "inputs_to_lifted_tensor_constants", {}))
+        self.mutated = set(signature.buffers_to_mutate.values())
+        self._names = self._first_names()
+
+    def _first_names(self) -> dict[int, str]:
+        """The first state-dict name of every storage: tied weights have several."""
+        first: dict[int, str] = {}
+        for name, value in self.program.state_dict.items():
+            first.setdefault(value.untyped_storage()._cdata, name)
+        return first
+
+    def weight_name(self, node: Any) -> str | None:
+        """The checkpoint's name of a parameter or persistent buffer; None if the node is none."""
+        node = behind(node)
+        if not isinstance(node, Node) or node.op != "placeholder":
+            return None
+        target = self.parameters.get(node.name) or self.buffers.get(node.name)
+        if target is None or target in self.mutated or target not in self.program.state_dict:
+            return None
+        first = self._names[self.program.state_dict[target].untyped_storage()._cdata]
+        return first.removeprefix("model.") if self._wrapped() else first
+
+    def _wrapped(self) -> bool:
+        """Whether export_decode's wrapper put "model." before every name."""
+        return all(n.startswith("model.") for n in self.program.state_dict)
+
+    def state_name(self, node: Node) -> str | None:
+        """The name of a mutable buffer that a placeholder stands for."""
+        target = self.buffers.get(node.name)
+        return target if target in self.mutated else None
+
+    def value(self, node: Any) -> torch.Tensor | None:
+        """A node's tensor, if it depends on constants only."""
+        if not isinstance(node, Node):
+            return None
+        if node.op == "placeholder":
+            target = self.buffers.get(node.name) or self.lifted.get(node.name)
+            if target is None or target in self.mutated:
+                return None
+            held = self.program.constants.get(target, self.program.state_dict.get(target))
+            return held if isinstance(held, torch.Tensor) else None
+        if node.op != "call_function" or not node.all_input_nodes:
+            return node.target(*node.args, **node.kwargs) if op_name(node) == "arange" else None
+        found = {n: self.value(n) for n in node.all_input_nodes}
+        if any(v is None for v in found.values()):
+            return None
+        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: found[n])
+        result = node.target(*args, **kwargs)
+        return result if isinstance(result, torch.Tensor) else None
+
+
+def module_path(node: Node) -> str:
+    """The path of the module that made a node."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(list(stack.values())[-1][0]) if stack else ""
+
+
+def refuse(node: Node, message: str, hint: str) -> TileirError:
+    """An error that names the node, its module and its source line."""
+    trace = node.meta.get("stack_trace") or ""
+    lines = re.findall(r'File "([^"]+)", line (\d+).*\n\s+(.*)', trace)
+    where = f"{lines[-1][0]}:{lines[-1][1]}" if lines else node.name
+    source = f" ({lines[-1][2].strip()})" if lines else ""
+    place = f" in module {module_path(node)!r}" if module_path(node) else ""
+    return TileirError(f"{message}: node {node.name!r}{place}{source}", location=where, hint=hint)

@@ -1,0 +1,1 @@
+"""The runtime: packages onto GPUs. Imports neither MLIR nor torch."""

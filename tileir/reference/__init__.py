@@ -1,0 +1,1 @@
+"""NumPy executors of every level, the oracle of the GPU."""

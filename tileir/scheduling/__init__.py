@@ -1,0 +1,1 @@
+"""Scheduling as plain data and algorithms: no MLIR in here."""

@@ -1,0 +1,25 @@
+"""Which SM does which tasks: one formula, used by passes, packing, executors and proofs (docs/ir.md, assignment)."""
+
+import numpy as np
+
+MAX_TILES_PER_SM = 16
+MAX_SPLITS = 64
+
+
+def shares(tasks: int, rotation: int, sms: int) -> tuple[np.ndarray, np.ndarray]:
+    """First task and number of tasks of every SM, each [sms] int64."""
+    v = (np.arange(sms) + rotation) % sms
+    quotient, rest = divmod(tasks, sms)
+    return v * quotient + np.minimum(v, rest), quotient + (v < rest)
+
+
+def next_rotation(rotation: int, tasks: int, sms: int) -> int:
+    """Where the next stage's assignment starts: where this one's remainder ended."""
+    return (rotation - tasks) % sms
+
+
+def ranges(tiles: int, sms: int, most: int = MAX_TILES_PER_SM) -> list[tuple[int, int]]:
+    """(first, count) of nearly equal ranges of tiles that give no SM more than `most`."""
+    parts = -(-tiles // (most * sms))
+    edges = [i * tiles // parts for i in range(parts + 1)]
+    return [(a, b - a) for a, b in zip(edges, edges[1:], strict=False)]
