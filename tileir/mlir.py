@@ -56,6 +56,12 @@ scf: Any = _module("dialects.scf")
 vector: Any = _module("dialects.vector")
 
 
+def announce_dialect(name: str) -> None:
+    """Tell the bindings that a dialect has no module of theirs; they would look for it at every operation."""
+    module = f"{_PARENT}._mlir.dialects.{name}"
+    sys.modules.setdefault(module, types.ModuleType(module))
+
+
 def new_context() -> Any:
     """A context with tileir's dialects loaded and threads off.
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from tileir.errors import TileirError
 
@@ -62,6 +63,9 @@ def _convert(gguf: Path, folder: Path) -> None:
     config = model.config.to_dict()
     config.pop("quantization_config", None)
     tokenizer.save_pretrained(folder)
+    tensors: dict[int, tuple[str, Any]] = {}
+    for name, value in model.state_dict().items():  # tied weights: the first name, as the hub has it
+        tensors.setdefault(value.data_ptr(), (name, value.contiguous()))
     path = folder / "model.safetensors"
-    safetensors.torch.save_model(model, str(path), metadata={"format": "pt"})
+    safetensors.torch.save_file(dict(tensors.values()), str(path), metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=1))

@@ -110,7 +110,7 @@ class Plan:
 
 
 def read_plan(device: Any, target: Target) -> Plan:
-    """Read an engine.device. Raises TileirError for what the code generator does not take."""
+    """Read an engine.device."""
     block = device.operation.regions[0].blocks[0]
     rings, bodies, rows = {}, [], []
     for op in block:
@@ -131,7 +131,6 @@ def read_plan(device: Any, target: Target) -> Plan:
         operands=[[values[n] for n in get(row, "names")] for row in rows],
         **{n: get(device, n) for n in ("x_offset", "part_offset", "scratch_offset", "smem_bytes")},
     )
-    _check(plan)
     return plan
 
 
@@ -150,7 +149,8 @@ def _ring(op: Any) -> Ring:
     return Ring(get(op, "sym_name"), slots, *sizes, full=barriers, empty=barriers + 8 * slots)
 
 
-def _check(plan: Plan) -> None:
+def check_supported(plan: Plan) -> None:
+    """Raise TileirError for what kernels are not generated for."""
     if plan.tokens != 1:
         raise TileirError(
             f"{plan.tokens} tokens a step",

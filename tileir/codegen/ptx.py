@@ -17,7 +17,7 @@ from tileir.codegen.builder import eq, if_, ult
 from tileir.codegen.consumer import consumer
 from tileir.codegen.kernel import Kernel
 from tileir.codegen.loaders import state_loader, tape_loader
-from tileir.codegen.plan import Plan
+from tileir.codegen.plan import Plan, check_supported
 from tileir.errors import TileirError
 from tileir.mlir import gpu, ir, passmanager
 from tileir.target import Target
@@ -40,7 +40,11 @@ class Assembled:
 
 
 def kernel_module(plan: Plan) -> Any:
-    """The upstream-dialect module of a device's two kernels. Needs a current context and location."""
+    """The upstream-dialect module of a device's two kernels. Needs a current context and location.
+
+    Raises TileirError for what kernels are not generated for.
+    """
+    check_supported(plan)
     threads = plan.target.threads
     module = ir.Module.parse(_skeleton(plan.target, threads))
     functions = list(module.body.operations[0].regions[0].blocks[0].operations)

@@ -7,5 +7,8 @@ def load_dialects() -> None:
     from tileir.dialect.graph import Graph
     from tileir.dialect.tile import Tile
 
+    from tileir.mlir import announce_dialect
+
     for dialect in (Graph, Tile, Engine):
+        announce_dialect(dialect.DIALECT_NAMESPACE)
         dialect.load(reload=True)
