@@ -8,12 +8,10 @@ import ml_dtypes
 import numpy as np
 
 from tileir.errors import PackageError
-from tileir.package import TapeLayout, tape_layout
+from tileir.packing import constant, tape_layout, tensor
 from tileir.runtime.driver import Device
-from tileir.scheduling.assign import shares
 
 Progress = Callable[[int, int], None]
-DTYPES = {"bf16": ml_dtypes.bfloat16, "f32": np.float32}
 
 
 def pack_tape(
@@ -66,16 +64,6 @@ def _upload(
     return pointer, int(array.shape[0])
 
 
-def tensor(tensors: Mapping[str, Any], name: str) -> Any:
-    """The tensor of that name. Raises PackageError if the weights have none."""
-    try:
-        return tensors[name]
-    except KeyError:
-        raise PackageError(
-            f"the weights have no tensor {name!r}", hint="are these the weights that were exported?"
-        ) from None
-
-
 def _pack_row(
     device: Device,
     pack: Any,
@@ -109,49 +97,3 @@ def upload_constants(
         array = constant(entry, tensors)
         device.upload(array, memory + entry["offset"])
     return memory
-
-
-def constant(entry: dict[str, Any], tensors: Mapping[str, Any]) -> Any:
-    """A constant's array, as its recipe says: [*shape] of its dtype."""
-    if entry["kind"] == "rope":
-        return rope_table(entry)
-    array = tensor(tensors, entry["tensor"])
-    if list(array.shape) != entry["shape"]:
-        wanted = entry["shape"]
-        raise PackageError(f"tensor {entry['tensor']!r} is {list(array.shape)}, not {wanted}")
-    return np.ascontiguousarray(array.astype(DTYPES[entry["dtype"]], copy=False))
-
-
-def rope_table(entry: dict[str, Any]) -> np.ndarray:
-    """cos and sin, [context, head_size / 2, 2] f32, angles in f32 as the exported model computes them."""
-    positions = np.arange(entry["shape"][0], dtype=np.float32)
-    angles = positions[:, None] * np.asarray(entry["inv_freq"], np.float32)[None]
-    table = np.stack([np.cos(angles), np.sin(angles)], -1) * np.float32(entry["scale"])
-    return np.ascontiguousarray(table, np.float32)
-
-
-def pack_on_host(
-    row: dict[str, Any], sms: int, layout: TapeLayout, index: int, tensors: Mapping[str, Any]
-) -> list[tuple[int, np.ndarray]]:
-    """What the packing kernel writes for a row: (byte offset, [blocks, 16, 32] bf16) of every SM.
-
-    The oracle of the kernel, in NumPy.
-    """
-    k, blocks = row["k"], row["blocks"]
-    tiles = np.zeros((row["tiles"], 16, blocks * 32), ml_dtypes.bfloat16)
-    for s in row["segments"]:
-        for t in range(s["tiles"]):
-            place = s["first"] + t - row["tile_base"]
-            if not 0 <= place < row["tiles"]:
-                continue
-            start = t // s["inner"] * s["outer"] + t % s["inner"] * s["step"]
-            for h, half in enumerate(("lo", "hi")):
-                rows = tensors[s[half]["tensor"]][start + s[half]["row"] :][:8]
-                tiles[place, 8 * h : 8 * h + len(rows), :k] = rows
-    blocked = tiles.reshape(row["tiles"], 16, blocks, 32).transpose(0, 2, 1, 3)
-    firsts, counts = shares(row["tiles"], row["rotation"], sms)
-    out = []
-    for sm in range(sms):
-        mine = blocked[firsts[sm] : firsts[sm] + counts[sm]].reshape(-1, 16, 32)
-        out.append((int(layout.rows[index][sm]), np.ascontiguousarray(mine)))
-    return out

@@ -9,7 +9,8 @@ from tileir.codegen.ptx import DECODE, PACK, assemble, kernel_module, to_ptx
 from tileir.codegen.recipe import packing_recipe
 from tileir.dialect.attributes import get, walk
 from tileir.mlir import ir, new_context
-from tileir.package import Package, make_package, tape_layout
+from tileir.package import Package, make_package
+from tileir.packing import tape_layout
 from tileir.passes.pipeline import run_pipeline
 from tileir.target import Target, find_target
 
@@ -23,7 +24,7 @@ PIPELINE = (
     "builtin.module(graph-fuse,specialize-gpu{{devices=1}},tile-graph{{tokens={tokens}}},"
     "fuse-communication,specialize-block{{target={target}}},select-sync,specialize-warp{{target={target}}},"
     "schedule-pipeline{{target={target}}},outline-stages{{target={target}}},"
-    "allocate-memory{{target={target}}},verify-schedule{{target={target}}})"
+    "allocate-memory{{target={target}}})"
 )
 
 

@@ -16,10 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from tileir.errors import DeviceError, PackageError
-from tileir.scheduling.assign import shares
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -126,7 +123,8 @@ class Package:
         if device in ("reference", "reference-bf16"):
             from tileir.reference.session import ReferenceSession
 
-            return ReferenceSession(self.engine_text, tensors, rounding=device != "reference")
+            rounding = device != "reference"
+            return ReferenceSession(self.engine_text, self.packing, tensors, rounding=rounding)
         kind, _, number = device.partition(":")
         if kind != "cuda" or not (number or "0").isdigit():
             raise DeviceError(
@@ -188,24 +186,3 @@ def _read_zip(path: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(path) as archive:
         present = set(archive.namelist())
         return {n: archive.read(n) for n in (MANIFEST, *_KNOWN) if n in present}
-
-
-@dataclass(frozen=True)
-class TapeLayout:
-    """Where each SM's weights lie: bytes. bases: [sms]; rows: per tape row, [sms] absolute; size: of all."""
-
-    bases: np.ndarray
-    rows: list[np.ndarray]
-    size: int
-
-
-def tape_layout(tape: list[dict[str, Any]], sms: int) -> TapeLayout:
-    """Lay out every SM's blocks in the order in which it consumes them."""
-    lengths = [shares(r["tiles"], r["rotation"], sms)[1] * r["blocks"] * 1024 for r in tape]
-    totals = np.sum(lengths, axis=0) if lengths else np.zeros(sms, np.int64)
-    bases = np.concatenate([[0], np.cumsum(totals)[:-1]]).astype(np.int64)
-    rows, at = [], bases.copy()
-    for length in lengths:
-        rows.append(at.copy())
-        at = at + length
-    return TapeLayout(bases, rows, int(totals.sum()))

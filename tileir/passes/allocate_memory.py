@@ -1,27 +1,41 @@
 """allocate-memory: a place for everything, in shared and in global memory."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import prod
 from typing import Any, ClassVar
 
-from tileir.dialect.attributes import element_of, get, name_of, put, shape_of, walk
+from tileir.dialect.attributes import element_of, get, located, name_of, put, shape_of, walk
 from tileir.dialect.tile import TILE_ROWS, padded
 from tileir.errors import TileirError
 from tileir.passes.base import Pass
-from tileir.scheduling.pipeline import choose_rings
+from tileir.scheduling.pipeline import (
+    MAX_TAPE_SLOTS,
+    STATE_SLOTS,
+    choose_rings,
+    least_ring_bytes,
+)
 from tileir.target import Target, find_target
 
+ALIGNMENT = 256  # of whatever lies in global memory
 SCRATCH_BYTES = 2048
-_BYTES = {"bf16": 2, "f32": 4, "i32": 4}
+BARRIER_BYTES = 16  # of a slot: full and empty
+PACKET_BYTES = 8
+ELEMENT_BYTES = {"bf16": 2, "f32": 4, "i32": 4}
 
 
 @dataclass(frozen=True)
 class AllocateMemoryPass(Pass):
     """Lay out shared memory, exchange, constants and states.
 
-    Before: engine level. After: channels, buffers and states have `offset` (bytes, 256-aligned), the rings `slots`,
-    `smem_offset` and `barrier_offset`, the device `x_offset`, `part_offset`, `scratch_offset`, `smem_bytes`,
-    `exchange_bytes`, `constant_bytes` and `state_bytes`. The tape ring is as deep as the rest of shared memory allows.
+    Before: engine level. After: channels, buffers and states have `offset` in their memory (bytes,
+    multiples of 256), the rings `slots`, `window`, `smem_offset` and `barrier_offset` (full, then
+    empty mbarriers of 8 bytes), the device `x_offset` (a stage's activations, bf16), `part_offset`
+    (partial sums, f32), `scratch_offset`, and `smem_bytes`, `exchange_bytes`, `constant_bytes`,
+    `state_bytes`. The tape ring is as deep as shared memory allows.
+
+        "engine.ring"() {sym_name = "tape", slots = 10, smem_offset = 0, barrier_offset = 230784, …}
+        "engine.channel"() {sym_name = "qkv_0", offset = 2304, …}
     """
 
     name: ClassVar[str] = "allocate-memory"
@@ -31,50 +45,94 @@ class AllocateMemoryPass(Pass):
     target: str = "h100"
 
     def run(self, module: Any) -> None:
-        """Put the attributes. Raises TileirError, with needed and available bytes, if it does not fit."""
+        """Put the attributes. Raises TileirError, with the bytes, if shared memory is too small."""
         target = find_target(self.target)
         for device in walk(module, "engine.device"):
-            sizes = {
-                "exchange_bytes": _place(walk(device, "engine.channel"), _channel_bytes),
-                "constant_bytes": _place(walk(device, "engine.buffer"), _tensor_bytes),
-                "state_bytes": _place(walk(device, "engine.state"), _tensor_bytes),
-            }
-            put(device, **sizes)
+            put(
+                device,
+                exchange_bytes=_place(walk(device, "engine.channel"), _channel_bytes),
+                constant_bytes=_place(walk(device, "engine.buffer"), _tensor_bytes),
+                state_bytes=_place(walk(device, "engine.state"), _tensor_bytes),
+            )
             _shared(device, target)
 
 
-def _product(sizes: Iterable[int | None]) -> int:
-    result = 1
-    for size in sizes:
-        assert size is not None
-        result *= size
-    return result
-
-
-def _channel_bytes(op: Any) -> int:
-    """Packets of 8 bytes, `depth` copies."""
-    values = _product(shape_of(op.results[0]))
-    packets = values // 2 if get(op, "payload") == "bf16x2" else values
-    return packets * 8 * int(get(op, "depth"))
-
-
-def _tensor_bytes(op: Any) -> int:
-    return _product(shape_of(op.results[0])) * _BYTES[element_of(op.results[0])]
-
-
-def _place(ops: Iterable[Any], size: Any) -> int:
-    at = 0
-    for op in ops:
-        put(op, offset=at)
-        at += _up(size(op), 256)
-    return at
-
-
-def _up(size: int, unit: int = 128) -> int:
+def _up(size: int, unit: int) -> int:
     return -(-size // unit) * unit
 
 
+# ---- global memory
+
+
+def _place(ops: Iterable[Any], size: Callable[[Any], int]) -> int:
+    """One after the other; returns the bytes of all."""
+    at = 0
+    for op in ops:
+        put(op, offset=at)
+        at += _up(size(op), ALIGNMENT)
+    return at
+
+
+def _values(op: Any) -> int:
+    return prod(size or 1 for size in shape_of(op.operation.results[0]))
+
+
+def _channel_bytes(op: Any) -> int:
+    """`depth` copies of packets, each two bf16, one f32 or one word of a record."""
+    packets = _values(op) // 2 if get(op, "payload") == "bf16x2" else _values(op)
+    return packets * PACKET_BYTES * int(get(op, "depth"))
+
+
+def _tensor_bytes(op: Any) -> int:
+    return _values(op) * ELEMENT_BYTES[element_of(op.operation.results[0])]
+
+
+# ---- shared memory
+
+
 def _shared(device: Any, target: Target) -> None:
+    """Rings, x, partial sums, scratch, barriers, in this order; all multiples of 128."""
+    x_bytes, part_bytes = (_up(size, 128) for size in _stage_bytes(device))
+    barriers = _up(BARRIER_BYTES * (MAX_TAPE_SLOTS + STATE_SLOTS), 128)
+    fixed = x_bytes + part_bytes + SCRATCH_BYTES + barriers
+    rings = choose_rings(target.smem_bytes - fixed, target.slot_bytes, target.window)
+    if rings is None:
+        least = least_ring_bytes(target.slot_bytes)
+        raise TileirError(
+            f"shared memory: {fixed + least} bytes needed, {target.smem_bytes} available",
+            location=located(device) or f"target {target.name!r}",
+            hint=f"activations take {x_bytes}, partial sums {part_bytes}, the least rings {least}:"
+            " fewer tokens, narrower layers or fewer query heads for each kv head fit",
+        )
+    depth = {"tape": rings.tape_slots, "state": rings.state_slots}
+    window = {"tape": rings.tape_window, "state": rings.state_window}
+    x_offset = sum(depth.values()) * target.slot_bytes
+    part_offset = x_offset + x_bytes
+    scratch_offset = part_offset + part_bytes
+    at, barrier_at = 0, scratch_offset + SCRATCH_BYTES
+    for op in sorted(walk(device, "engine.ring"), key=lambda o: get(o, "sym_name") != "tape"):
+        name = get(op, "sym_name")
+        put(
+            op,
+            slots=depth[name],
+            slot_bytes=target.slot_bytes,
+            window=window[name],
+            smem_offset=at,
+            barrier_offset=barrier_at,
+        )
+        at += depth[name] * target.slot_bytes
+        barrier_at += depth[name] * BARRIER_BYTES
+    put(
+        device,
+        x_offset=x_offset,
+        part_offset=part_offset,
+        scratch_offset=scratch_offset,
+        smem_bytes=x_offset + fixed,
+    )
+
+
+def _stage_bytes(device: Any) -> tuple[int, int]:
+    """Bytes of activations and of partial sums: the most that any stage needs."""
     tokens, warps, sms = (get(device, n) for n in ("tokens", "consumer_warps", "sms"))
     x_bytes = part_bytes = 0
     for op in walk(device):
@@ -82,35 +140,13 @@ def _shared(device: Any, target: Target) -> None:
             case "engine.receive":
                 x_bytes = max(x_bytes, tokens * padded(get(op, "k")) * 2)
             case "engine.multiply":
-                part_bytes = max(part_bytes, -(-get(op, "tiles") // sms) * warps * TILE_ROWS * 4)
+                tiles = -(-get(op, "tiles") // sms)
+                part_bytes = max(part_bytes, tokens * tiles * warps * TILE_ROWS * 4)
             case "engine.attend":
                 group, size = get(op, "heads") // get(op, "kv_heads"), get(op, "head_size")
-                x_bytes = max(x_bytes, (group + 2) * size * 2)
-                part_bytes = max(part_bytes, warps * group * (size + 2) * 4)
+                x_bytes = max(x_bytes, tokens * (group + 2) * size * 4)
+                part_bytes = max(part_bytes, tokens * warps * group * (size + 2) * 4)
             case "tile.combine":
+                # A thread's running (maximum, weight, sum).
                 part_bytes = max(part_bytes, warps * 32 * 12)
-    x_bytes, part_bytes = _up(x_bytes), _up(part_bytes)
-    barriers = 16 * 32
-    fixed = x_bytes + part_bytes + SCRATCH_BYTES + barriers
-    rings = choose_rings(target.smem_bytes - fixed, target.slot_bytes, target.window)
-    if rings is None:
-        raise TileirError(
-            f"activations and partial sums need {fixed} of {target.smem_bytes} bytes of shared memory",
-            hint=f"rings of {target.slot_bytes}-byte slots do not fit beside them on {target.name}",
-        )
-    ring_bytes = (rings.tape_slots + rings.state_slots) * target.slot_bytes
-    barrier_at = ring_bytes + x_bytes + part_bytes + SCRATCH_BYTES
-    at = 0
-    for op in walk(device, "engine.ring"):
-        tape = get(op, "sym_name") == "tape"
-        slots = rings.tape_slots if tape else rings.state_slots
-        window = rings.tape_window if tape else rings.state_window
-        put(op, slots=slots, window=window, smem_offset=at, barrier_offset=barrier_at)
-        at, barrier_at = at + slots * target.slot_bytes, barrier_at + 16 * slots
-    put(
-        device,
-        x_offset=ring_bytes,
-        part_offset=ring_bytes + x_bytes,
-        scratch_offset=ring_bytes + x_bytes + part_bytes,
-        smem_bytes=ring_bytes + fixed,
-    )
+    return x_bytes, part_bytes

@@ -1,24 +1,34 @@
 """select-sync: how each channel is synchronised, and what orders states."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any, ClassVar
 
-from tileir.dialect.attributes import element_of, get, put, shape_of, walk
+from tileir.dialect.attributes import element_of, get, located, name_of, put, shape_of, walk
+from tileir.errors import TileirError
 from tileir.passes.base import Pass
 
 STAGES = ("tile.contract", "tile.attend", "tile.map")
+PAYLOADS = {"bf16": "bf16x2", "f32": "f32", "i32": "record"}
+# µs to begin, and for each 32-bit word that an SM reads, fitted to a round among 132 SMs of an
+# H100: for 4096 bf16 values packets took 0.82 µs, blocks 2.69; for 64 × 4096 values 12.8 and 6.4;
+# for 64 × 14336, 49.3 and 17.1.
+PRICES = {"packet": (0.5, 0.095e-3), "block": (2.6, 0.03e-3)}
 
 
 @dataclass(frozen=True)
 class SelectSyncPass(Pass):
-    """Choose payload, protocol, level and depth of every channel, and the states' edges.
+    """Choose payload, protocol, level and depth of every channel, and the edges that order states.
 
-    Before: tile level. After: every stage that makes a channel has `payload`, `protocol`, `level` and `depth`; a contract
-    that appends has `release`, an attend that streams `acquire`, the states by name. On one GPU every channel crosses
-    SMs. Packets win for few tokens, blocks for many (docs/rationale.md has the measurements); candidates keep two
-    copies, since nothing else orders their reuse.
+    Before: tile level. After: every stage that makes a channel has `payload`, `protocol` (the
+    cheaper one for the words that a reader's SM takes), `level` ("gpu": within one GPU a channel
+    joins SMs) and `depth`. Candidates keep two copies, since every SM must have read the last
+    step's before others may overwrite them; they order the reuse of all other channels. A contract
+    that appends has `release` and an attend `acquire`, the names of the states that it hands to, or
+    takes from, the copy engine of the next step.
 
-        "tile.attend"(…) {payload = "f32", protocol = "packet", level = "gpu", depth = 1, acquire = ["k_0", "v_0"]}
+        "tile.attend"(…) {payload = "f32", protocol = "packet", level = "gpu", depth = 1,
+                          acquire = ["k_0", "v_0"], …}
     """
 
     name: ClassVar[str] = "select-sync"
@@ -26,32 +36,36 @@ class SelectSyncPass(Pass):
     after: ClassVar[str] = "tile"
 
     def run(self, module: Any) -> None:
-        """Put the attributes."""
+        """Put the attributes. Raises TileirError for a channel whose element has no payload."""
         for op in walk(module, *STAGES):
-            channel = op.results[0]
-            payload = {"bf16": "bf16x2", "f32": "f32", "i32": "record"}[element_of(channel)]
+            payload = _payload(op)
             depth = 2 if payload == "record" else 1
-            put(op, payload=payload, protocol=_protocol(channel), level="gpu", depth=depth)
-            appended = [_state_name(a.operands[-1]) for a in walk(op, "tile.append")]
-            if appended:
-                put(op, release=appended)
-            if op.operation.name == "tile.attend":
-                put(op, acquire=[_state_name(op.operands[i]) for i in (1, 2)])
+            put(op, payload=payload, protocol=_protocol(op, payload), level="gpu", depth=depth)
+            states = [list(a.operation.operands)[-1] for a in walk(op, "tile.append")]
+            if states:
+                put(op, release=[_name(s) for s in states])
+            if name_of(op) == "tile.attend":
+                put(op, acquire=[_name(s) for s in list(op.operation.operands)[1:3]])
 
 
-def _state_name(value: Any) -> str:
-    return str(get(value.owner, "sym_name"))
+def _payload(op: Any) -> str:
+    element = element_of(op.operation.results[0])
+    if element not in PAYLOADS:
+        raise TileirError(
+            f"{name_of(op)} makes a channel of {element}",
+            location=located(op),
+            hint=f"channels carry {', '.join(PAYLOADS)}",
+        )
+    return PAYLOADS[element]
 
 
-def _protocol(channel: Any) -> str:
-    """The cheaper protocol for this many tokens: measured rounds in µs over K values, 132 SMs."""
-    tokens, *sizes = shape_of(channel)
-    assert tokens is not None
-    values = 1
-    for size in sizes:
-        assert size is not None
-        values *= size
-    # From the table of hopper measurements: packets cost per value, blocks per writer first.
-    packets = 0.5 + tokens * values * 0.19e-3 / 4
-    blocks = 2.6 + tokens * values * 0.06e-3 / 4
-    return "packet" if packets <= blocks or tokens == 1 else "block"
+def _protocol(op: Any, payload: str) -> str:
+    """The cheapest protocol; of partial results a reader takes one head's, else everything."""
+    shape = [size or 1 for size in shape_of(op.operation.results[0])]
+    words = shape[0] * prod(shape[2:] if payload == "f32" else shape[1:])
+    words //= 2 if payload == "bf16x2" else 1
+    return min(PRICES, key=lambda protocol: PRICES[protocol][0] + PRICES[protocol][1] * words)
+
+
+def _name(state: Any) -> str:
+    return str(get(state.owner, "sym_name"))

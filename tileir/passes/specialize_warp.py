@@ -1,4 +1,4 @@
-"""specialize-warp: split a block's warps into roles."""
+"""specialize-warp: split an SM's warps into roles."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -8,17 +8,20 @@ from tileir.errors import TileirError
 from tileir.passes.base import Pass
 from tileir.target import find_target
 
-REGISTER_FILE = 65536
+LOADERS = ("tape", "state")
+REGISTER_FILE = 65536  # 32-bit registers of an SM
 
 
 @dataclass(frozen=True)
 class SpecializeWarpPass(Pass):
-    """Give a block's warps their roles.
+    """Give an SM's warps their roles.
 
-    Before: tile level. After: the module has `tileir.roles`: warps of "consumer", "tape" and "state", and the registers
-    of a thread. A loader is one warp of which one thread works; it never waits for an activation.
+    Before: tile level. After: the module has `tileir.roles`: how many warps are "consumer", "tape"
+    and "state", and how many registers a thread has. A loader is one warp, of which one thread
+    works: it only starts copies. The tape's never waits for an activation, the states' waits for
+    each step's record.
 
-        module attributes {tileir.roles = {consumer = 16, tape = 1, state = 1, registers = 112}}
+        module attributes {tileir.roles = {consumer = 16, registers = 112, state = 1, tape = 1}}
     """
 
     name: ClassVar[str] = "specialize-warp"
@@ -28,13 +31,15 @@ class SpecializeWarpPass(Pass):
     target: str = "h100"
 
     def run(self, module: Any) -> None:
-        """Put the roles. Raises TileirError if the registers do not hold them."""
+        """Put the roles. Raises TileirError for an unknown target, and for too many registers."""
         target = find_target(self.target)
-        warps = target.consumer_warps + 2
-        if warps * 32 * target.registers > REGISTER_FILE:
+        roles = {"consumer": target.consumer_warps} | dict.fromkeys(LOADERS, 1)
+        warps = sum(roles.values())
+        needed = warps * 32 * target.registers
+        if needed > REGISTER_FILE:
             raise TileirError(
-                f"{warps} warps of {target.registers} registers a thread exceed {REGISTER_FILE}",
-                hint="fewer consumer warps, or fewer registers",
+                f"{warps} warps with {target.registers} registers a thread need {needed} registers",
+                location=f"target {target.name!r}",
+                hint=f"an SM has {REGISTER_FILE}: lower consumer_warps or registers",
             )
-        roles = {"consumer": target.consumer_warps, "tape": 1, "state": 1, "registers": target.registers}
-        put(module.operation, **{"tileir.roles": roles})
+        put(module.operation, **{"tileir.roles": roles | {"registers": target.registers}})

@@ -12,29 +12,32 @@ MIN_TAPE_SLOTS, MAX_TAPE_SLOTS = 3, 12
 
 
 def rotations(tiles: Sequence[int], sms: int) -> list[int]:
-    """Where each stage's assignment starts, so that remainders go round; stages of 0 tiles move nothing."""
-    out, at = [], 0
+    """Where each stage's assignment starts, so that remainders go round; 0 tiles move nothing."""
+    starts, at = [], 0
     for count in tiles:
-        out.append(at)
+        starts.append(at)
         at = next_rotation(at, count, sms)
-    return out
+    return starts
 
 
 def phases(stages: int, edges: Iterable[tuple[int, int]]) -> list[int]:
-    """The longest path to each stage: stages that do not depend on each other may share a phase."""
+    """The longest path to each stage; stages that do not depend on each other may share a phase.
+
+    edges: (producer, reader) among 0 … stages - 1, without cycles.
+    """
     graph = nx.DiGraph()
     graph.add_nodes_from(range(stages))
     graph.add_edges_from(edges)
     level = [0] * stages
-    for generation, members in enumerate(nx.topological_generations(graph)):
+    for number, members in enumerate(nx.topological_generations(graph)):
         for stage in members:
-            level[stage] = generation
+            level[stage] = number
     return level
 
 
 @dataclass(frozen=True)
 class Rings:
-    """Slots of both rings; windows in slots."""
+    """Depths and windows of both rings, in slots."""
 
     tape_slots: int
     tape_window: int
@@ -43,8 +46,17 @@ class Rings:
 
 
 def choose_rings(free_bytes: int, slot_bytes: int, window: int) -> Rings | None:
-    """As deep a tape ring as fits beside the state ring; None if even the least does not fit."""
+    """As deep a tape ring as fits beside the state ring; None if even the shallowest does not fit.
+
+    window: slots that the target wants outstanding. The state ring's is one less than its depth, so
+    that consumers hold a slot while the others fill.
+    """
     tape = min(MAX_TAPE_SLOTS, free_bytes // slot_bytes - STATE_SLOTS)
     if tape < MIN_TAPE_SLOTS:
         return None
     return Rings(tape, min(window, tape), STATE_SLOTS, min(window, STATE_SLOTS - 1))
+
+
+def least_ring_bytes(slot_bytes: int) -> int:
+    """Shared memory of the shallowest rings that `choose_rings` accepts."""
+    return (MIN_TAPE_SLOTS + STATE_SLOTS) * slot_bytes

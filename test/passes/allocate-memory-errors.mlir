@@ -1,0 +1,21 @@
+// RUN: not tileir-opt %s --pass-pipeline='builtin.module(allocate-memory{target=h100})' 2>&1 | filecheck %s
+
+// 8 tokens of 16384 activations do not fit beside the rings.
+
+// CHECK: shared memory: 362752 bytes needed, 232448 available
+// CHECK: activations take 262144, partial sums 0, the least rings 98304: fewer tokens
+
+!x = tensor<8x16384xbf16, "channel">
+module attributes {tileir.level = "engine"} {
+  "engine.device"() ({
+    "engine.body"() ({
+    ^bb0(%in: !x):
+      "engine.role"() ({
+        "engine.receive"(%in) ({
+        ^bb0(%value: f32):
+          "tile.yield"(%value) : (f32) -> ()
+        }) {k = 16384 : i64} : (!x) -> ()
+      }) {sym_name = "consumer"} : () -> ()
+    }) {sym_name = "contract_0", kind = "contract"} : () -> ()
+  }) {index = 0 : i64, sms = 132 : i64, consumer_warps = 16 : i64, tokens = 8 : i64, context = 64 : i64, vocabulary = 64 : i64} : () -> ()
+}

@@ -1,0 +1,88 @@
+"""The packing recipe's meaning, in NumPy: where weights go in the tape, and what constants hold.
+
+The oracle of the packing kernel, and what the reference device loads. No MLIR, no GPU.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from tileir.errors import PackageError
+from tileir.scheduling.assign import shares
+
+DTYPES = {"bf16": ml_dtypes.bfloat16, "f32": np.float32}
+
+
+@dataclass(frozen=True)
+class TapeLayout:
+    """Where each SM's weights lie: bytes. bases: [sms]; rows: per tape row, [sms] absolute; size: of all."""
+
+    bases: np.ndarray
+    rows: list[np.ndarray]
+    size: int
+
+
+def tape_layout(tape: list[dict[str, Any]], sms: int) -> TapeLayout:
+    """Lay out every SM's blocks in the order in which it consumes them."""
+    lengths = [shares(r["tiles"], r["rotation"], sms)[1] * r["blocks"] * 1024 for r in tape]
+    totals = np.sum(lengths, axis=0) if lengths else np.zeros(sms, np.int64)
+    bases = np.concatenate([[0], np.cumsum(totals)[:-1]]).astype(np.int64)
+    rows, at = [], bases.copy()
+    for length in lengths:
+        rows.append(at.copy())
+        at = at + length
+    return TapeLayout(bases, rows, int(totals.sum()))
+
+
+def pack_row(row: dict[str, Any], sms: int, tensors: Mapping[str, Any], dtype: Any) -> list[np.ndarray]:
+    """A tape row's blocks of every SM, each [blocks, 16, 32] of `dtype`, in the order of consumption."""
+    k, blocks = row["k"], row["blocks"]
+    tiles = np.zeros((row["tiles"], 16, blocks * 32), dtype)
+    for s in row["segments"]:
+        for t in range(s["tiles"]):
+            place = s["first"] + t - row["tile_base"]
+            if not 0 <= place < row["tiles"]:
+                continue
+            start = t // s["inner"] * s["outer"] + t % s["inner"] * s["step"]
+            for h, half in enumerate(("lo", "hi")):
+                first = start + s[half]["row"]
+                rows = tensor(tensors, s[half]["tensor"])[first : first + 8]
+                tiles[place, 8 * h : 8 * h + len(rows), :k] = rows
+    blocked = tiles.reshape(row["tiles"], 16, blocks, 32).transpose(0, 2, 1, 3)
+    firsts, counts = shares(row["tiles"], row["rotation"], sms)
+    return [
+        np.ascontiguousarray(blocked[f : f + c].reshape(-1, 16, 32))
+        for f, c in zip(firsts, counts, strict=True)
+    ]
+
+
+def tensor(tensors: Mapping[str, Any], name: str) -> Any:
+    """The tensor of that name. Raises PackageError if the weights have none."""
+    try:
+        return tensors[name]
+    except KeyError:
+        raise PackageError(
+            f"the weights have no tensor {name!r}", hint="are these the weights that were exported?"
+        ) from None
+
+
+def constant(entry: dict[str, Any], tensors: Mapping[str, Any]) -> Any:
+    """A constant's array, as its recipe says: [*shape] of its dtype."""
+    if entry["kind"] == "rope":
+        return rope_table(entry)
+    array = tensor(tensors, entry["tensor"])
+    if list(array.shape) != entry["shape"]:
+        wanted = entry["shape"]
+        raise PackageError(f"tensor {entry['tensor']!r} is {list(array.shape)}, not {wanted}")
+    return np.ascontiguousarray(array.astype(DTYPES[entry["dtype"]], copy=False))
+
+
+def rope_table(entry: dict[str, Any]) -> np.ndarray:
+    """cos and sin, [context, head_size / 2, 2] f32, angles in f32 as the exported model computes them."""
+    positions = np.arange(entry["shape"][0], dtype=np.float32)
+    angles = positions[:, None] * np.asarray(entry["inv_freq"], np.float32)[None]
+    table = np.stack([np.cos(angles), np.sin(angles)], -1) * np.float32(entry["scale"])
+    return np.ascontiguousarray(table, np.float32)
