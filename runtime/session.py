@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tileir.errors import DeviceError, DeviceHang, TileirError
-from tileir.package import Package
+from tileir.package import Package, check_prompt
 from tileir.runtime.driver import Device
 from tileir.runtime.loader import Progress, pack_tape, upload_constants
 from tileir.runtime.report import describe_hang
@@ -113,19 +113,7 @@ class CudaSession:
     # ---- one launch
 
     def _prompt_of(self, ids: Sequence[int], new: int) -> list[int]:
-        ids = [int(i) for i in ids]
-        vocabulary, context = self.manifest["vocabulary"], self.manifest["context"]
-        if not ids:
-            raise TileirError("the prompt is empty", hint="give at least one token id")
-        bad = next((i for i in ids if not 0 <= i < vocabulary), None)
-        if bad is not None:
-            raise TileirError(f"token id {bad} is outside 0 … {vocabulary - 1}")
-        if len(ids) + max(new - 1, 0) > context:
-            raise TileirError(
-                f"a prompt of {len(ids)} tokens and {new} new ones pass the context of {context}",
-                hint="shorten them, or export with a larger max_context",
-            )
-        return ids
+        return check_prompt(ids, new, self.manifest["vocabulary"], self.manifest["context"])
 
     def _start(
         self, ids: Sequence[int], steps: int, stop_ids: Sequence[int], position: int = 0

@@ -11,12 +11,12 @@ A package is a folder or a zip file:
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from tileir.errors import DeviceError, PackageError
+from tileir.errors import DeviceError, PackageError, TileirError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -140,6 +140,22 @@ def _has_gpu() -> bool:
     from tileir.runtime.driver import device_count
 
     return device_count() > 0
+
+
+def check_prompt(ids: Sequence[int], new: int, vocabulary: int, context: int) -> list[int]:
+    """The ids as a list. Raises TileirError if a session cannot take them."""
+    ids = [int(i) for i in ids]
+    if not ids:
+        raise TileirError("the prompt is empty", hint="give at least one token id")
+    bad = next((i for i in ids if not 0 <= i < vocabulary), None)
+    if bad is not None:
+        raise TileirError(f"token id {bad} is outside 0 … {vocabulary - 1}")
+    if new < 0 or len(ids) + max(new - 1, 0) > context:
+        raise TileirError(
+            f"a prompt of {len(ids)} tokens and {new} new ones do not fit the context of {context}",
+            hint="shorten them, or export with a larger max_context",
+        )
+    return ids
 
 
 def make_package(

@@ -69,15 +69,15 @@ def tensor(tensors: Mapping[str, Any], name: str) -> Any:
         ) from None
 
 
-def constant(entry: dict[str, Any], tensors: Mapping[str, Any]) -> Any:
-    """A constant's array, as its recipe says: [*shape] of its dtype."""
+def constant(entry: dict[str, Any], tensors: Mapping[str, Any], *, exact: bool = False) -> Any:
+    """A constant's array, [*shape] of its recipe's dtype, or f32 as the weights have it with `exact`."""
     if entry["kind"] == "rope":
         return rope_table(entry)
     array = tensor(tensors, entry["tensor"])
     if list(array.shape) != entry["shape"]:
         wanted = entry["shape"]
         raise PackageError(f"tensor {entry['tensor']!r} is {list(array.shape)}, not {wanted}")
-    return np.ascontiguousarray(array.astype(DTYPES[entry["dtype"]], copy=False))
+    return np.ascontiguousarray(array.astype(np.float32 if exact else DTYPES[entry["dtype"]], copy=False))
 
 
 def rope_table(entry: dict[str, Any]) -> np.ndarray:

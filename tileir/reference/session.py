@@ -1,0 +1,65 @@
+"""The reference device: a session on a machine without a GPU."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tileir.mlir import ir, new_context
+from tileir.package import check_prompt
+from tileir.reference.engine import EngineExecutor
+
+
+class ReferenceSession:
+    """A loaded package, executed in NumPy.
+
+    rounding: values become bf16 where the kernel's do; without it all arithmetic is fp32. seed: the order in which ready
+    roles run; the result does not depend on it.
+    """
+
+    def __init__(
+        self,
+        engine_text: str,
+        recipe: dict[str, Any],
+        weights: Mapping[str, Any],
+        *,
+        rounding: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self._context = new_context()
+        with self._context, ir.Location.unknown():
+            self._module = ir.Module.parse(engine_text)
+            self._engine = EngineExecutor(self._module, recipe, weights, rounding=rounding, seed=seed)
+        self.device = "reference-bf16" if rounding else "reference"
+
+    def generate(
+        self, ids: Sequence[int], max_new_tokens: int, stop_ids: Sequence[int] = ()
+    ) -> Iterator[int]:
+        """Yield up to `max_new_tokens` greedy tokens after the prompt; a stop id ends them and is yielded.
+
+        Raises TileirError for a prompt that is empty, too long, or has ids out of range.
+        """
+        ids = self._checked(ids, max_new_tokens)
+        self._engine.reset()
+        steps = len(ids) - 1 + max_new_tokens
+        return self._run(ids, steps, stop_ids) if max_new_tokens > 0 else iter(())
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """Logits after each of the ids, [len(ids), vocabulary] f32, the ids being forced."""
+        ids = self._checked(ids, 0)
+        self._engine.reset()
+        out = np.zeros((len(ids), self._engine.vocabulary), np.float32)
+        for _ in self._run(ids, len(ids), (), out):
+            pass
+        return out
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def _run(
+        self, ids: list[int], steps: int, stop_ids: Sequence[int], logits: Any = None
+    ) -> Iterator[int]:
+        yield from self._engine.run(ids, steps, stop_ids, logits)
+
+    def _checked(self, ids: Sequence[int], new: int) -> list[int]:
+        return check_prompt(ids, new, self._engine.vocabulary, self._engine.context)
