@@ -6,13 +6,17 @@ from difflib import get_close_matches
 from tileir.errors import TileirError
 
 
+# setmaxnreg acts on warpgroups (PTX ISA 9.7.19.5), so the two loader warps come with two idle ones.
+LOADER_WARPS = 4
+
+
 @dataclass(frozen=True)
 class Target:
     """One kind of device.
 
     sms: streaming multiprocessors, one resident block each.
     consumer_warps: warps that multiply, of 32 threads each.
-    registers: per thread, after which ptxas must not spill.
+    registers, loader_registers: of a consumer's and of a loader's thread, once roles have parted (setmaxnreg).
     smem_bytes: dynamic shared memory a block may have.
     slot_bytes: bytes of one ring slot, a multiple of 1024.
     window: slots outstanding per ring (hopper-facts: bytes in flight bound).
@@ -24,6 +28,7 @@ class Target:
     sms: int
     consumer_warps: int
     registers: int
+    loader_registers: int
     smem_bytes: int
     slot_bytes: int
     window: int
@@ -40,15 +45,21 @@ class Target:
 
     @property
     def threads(self) -> int:
-        """Threads of a block: the consumer warps and two loader warps."""
-        return (self.consumer_warps + 2) * 32
+        """Threads of a block: the consumer warps and a warpgroup of loaders, of which two warps work."""
+        return (self.consumer_warps + LOADER_WARPS) * 32
+
+    @property
+    def entry_registers(self) -> int:
+        """Registers a thread that all roles start with: an even share of the SM's 65536, in units of 8."""
+        return 65536 // self.threads // 8 * 8
 
 
 _H100 = Target(
     name="h100",
     sms=132,
     consumer_warps=16,
-    registers=112,
+    registers=104,
+    loader_registers=64,
     smem_bytes=232448,
     slot_bytes=16384,
     window=3,

@@ -42,12 +42,12 @@ def _log_softmax(row: np.ndarray) -> np.ndarray:
 def verdict(ours: Distance, peer: Distance) -> dict[str, Any]:
     """Whether `ours` passes beside the peer's bf16 run, with the figures."""
     passed = {
-        "kl": ours.kl <= peer.kl,
-        "p999": ours.p999 <= 1.1 * peer.p999,
-        "misses": ours.misses <= peer.misses + 3 * peer.misses**0.5,
+        "kl": bool(ours.kl <= peer.kl),
+        "p999": bool(ours.p999 <= 1.1 * peer.p999),
+        "misses": bool(ours.misses <= peer.misses + 3 * peer.misses**0.5),
     }
     return {
-        "passed": all(passed.values()) and np.isfinite(ours.kl),
+        "passed": all(passed.values()),
         "by": passed,
         "ours": asdict(ours),
         "hf_bf16": asdict(peer),

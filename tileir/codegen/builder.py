@@ -319,3 +319,10 @@ def fence_gpu() -> None:
 def fence_proxy_async() -> None:
     """Orders this thread's generic accesses to global memory with the copy engine's (PTX ISA 8.6)."""
     nvvm.fence_proxy(nvvm.ProxyKind.async_global)
+
+
+def set_max_registers(count: int, *, increase: bool) -> None:
+    """setmaxnreg: this warpgroup's registers a thread from here on."""
+    kind = "increase" if increase else "decrease"
+    action = getattr(nvvm.SetMaxRegisterAction, kind)
+    nvvm.setmaxregister(count, action)

@@ -22,7 +22,6 @@ def consumer(k: Kernel) -> None:
     k.epoch = k.row = zero
     b.if_(b.eq(k.tid, 0), lambda: k.send_record(k.arg["position_base"], zero, zero))
     token = b.constant_load("i32", k.arg["prompt"], 4)
-    ahead = k.row_words(zero)
 
     def more(step: Value, go: Value, *_: Value) -> Value:
         return b.both(b.ult(step, k.arg["steps"]), go)
@@ -31,18 +30,18 @@ def consumer(k: Kernel) -> None:
         k.step, k.epoch = step, step + k.arg["epoch_base"] + 1
         k.position = step + k.arg["position_base"]
         k.token = carried[4]
-        *carried, _ = b.for_(zero, k.arg["rows"], [*carried, zero], lambda i, *c: a_row(i, *c))
-        k.row, choice = k.arg["rows"], carried[4]
-        token, go = _finish_step(k, choice)
-        return [step + 1, go, *carried[:4], token, *carried[5:]]
+        *carried, _ = b.for_(zero, k.arg["rows"], [*carried, zero], a_row)
+        k.row = k.arg["rows"]
+        token, go = _finish_step(k, carried[4])
+        return [step + 1, go, *carried[:4], token]
 
     def a_row(index: Value, *carried: Value) -> list[Value]:
-        state, words, half = list(carried[:5]), list(carried[5:-1]), carried[-1]
-        k.row, k.words, k.half = index, words, half
-        following = k.row_words(k.next_row(index))
-        return [*_dispatch(k, k.plan.bodies, state), *following, half ^ 1]
+        *state, half = carried
+        # The table stays in L1: nobody else uses it, and its rows are read every step.
+        k.row, k.words, k.half = index, k.row_words(index), half
+        return [*_dispatch(k, k.plan.bodies, state), half ^ 1]
 
-    start = [zero, b.const(True, "i1"), zero, zero, zero, zero, token, *ahead]
+    start = [zero, b.const(True, "i1"), zero, zero, zero, zero, token]
     b.while_(start, more, a_step)
     b.store(b.const(1), b.at(k.scratch, None, FINISHED), 4, volatile_=True)
 

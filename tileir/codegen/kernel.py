@@ -243,10 +243,6 @@ class Kernel:
         size = self.plan.row_words
         return b.load_words(b.at(self.arg["table"], b.i64(index) * (4 * size)), size)
 
-    def next_row(self, index: Value) -> Value:
-        """index + 1, or 0 after the last row."""
-        return b.select(b.eq(index + 1, self.arg["rows"]), 0, index + 1)
-
 
 def _arrive(barrier: Value, results: Sequence[Any]) -> None:
     nvvm.mbarrier_arrive(barrier, results=list(results))

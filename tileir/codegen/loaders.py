@@ -21,9 +21,8 @@ def tape_loader(k: Kernel) -> None:
     ring = k.plan.rings["tape"]
     start = b.at(k.arg["tape"], b.constant_load("i64", b.at(k.arg["tape_offsets"], b.i64(k.sm) * 8), 8))
 
-    def a_row(index: Value, source: Value, slot: Value, parity: Value, *words: Value) -> list[Value]:
-        k.words, k.row = list(words), index
-        ahead = k.row_words(k.next_row(index))
+    def a_row(index: Value, source: Value, slot: Value, parity: Value) -> list[Value]:
+        k.words, k.row = k.row_words(index), index
 
         def fill(body: Body) -> list[Value]:
             op = body.role("tape")[0]
@@ -32,14 +31,11 @@ def tape_loader(k: Kernel) -> None:
             return list(_fill(k, ring, source, size, slot, parity))
 
         bodies = [body for body in k.plan.bodies if body.role("tape")]
-        moved = _by_body(k, bodies, fill, [source, slot, parity], ["!llvm.ptr<1>", "i32", "i32"])
-        return [*moved, *ahead]
+        return _by_body(k, bodies, fill, [source, slot, parity], ["!llvm.ptr<1>", "i32", "i32"])
 
     def a_step(step: Value, slot: Value, parity: Value) -> list[Value]:
         k.epoch = step + k.arg["epoch_base"] + 1
-        first = k.row_words(b.const(0))
-        carried = [start, slot, parity, *first]
-        _, slot, parity, *_ = b.for_(b.const(0), k.arg["rows"], carried, a_row)
+        _, slot, parity = b.for_(b.const(0), k.arg["rows"], [start, slot, parity], a_row)
         return [step + 1, slot, parity]
 
     def more(step: Value, _slot: Value, _parity: Value) -> Value:
@@ -54,14 +50,12 @@ def state_loader(k: Kernel) -> None:
     """Every step: the old rows of k and v of this SM's (kv head, split) tasks."""
     ring = k.plan.rings["state"]
 
-    def a_row(index: Value, slot: Value, parity: Value, *words: Value) -> list[Value]:
-        k.words, k.row = list(words), index
-        ahead = k.row_words(k.next_row(index))
+    def a_row(index: Value, slot: Value, parity: Value) -> list[Value]:
+        k.words, k.row = k.row_words(index), index
         bodies = [body for body in k.plan.bodies if body.role("state")]
-        moved = _by_body(
+        return _by_body(
             k, bodies, lambda body: _fill_states(k, ring, body, slot, parity), [slot, parity], ["i32"] * 2
         )
-        return [*moved, *ahead]
 
     def a_step(step: Value, _stop: Value, slot: Value, parity: Value) -> list[Value]:
         k.epoch = step + k.arg["epoch_base"] + 1
@@ -70,8 +64,7 @@ def state_loader(k: Kernel) -> None:
         last = b.ne(stop, 0)
 
         def rows() -> list[Value]:
-            carried = [slot, parity, *k.row_words(b.const(0))]
-            return b.for_(b.const(0), k.arg["rows"], carried, a_row)[:2]
+            return b.for_(b.const(0), k.arg["rows"], [slot, parity], a_row)
 
         moved = b.if_(last, lambda: [slot, parity], rows, ["i32"] * 2)
         return [step + 1, stop, *moved]

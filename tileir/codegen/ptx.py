@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tileir.codegen import kernel, packing
-from tileir.codegen.builder import eq, if_, ult
+from tileir.codegen.builder import both, eq, if_, set_max_registers, ult
 from tileir.codegen.consumer import consumer
 from tileir.codegen.kernel import Kernel
 from tileir.codegen.loaders import state_loader, tape_loader
@@ -103,13 +103,17 @@ def _decode(plan: Plan) -> Any:
         k = Kernel(plan, arguments)
         k.initialise()
 
-        def load(role: Any) -> Any:
-            return lambda: if_(eq(k.lane, 0), lambda: role(k))
+        def consumers() -> None:
+            set_max_registers(plan.target.registers, increase=True)
+            consumer(k)
 
         def loaders() -> None:
-            if_(eq(k.warp, plan.warps), load(tape_loader), load(state_loader))
+            set_max_registers(plan.target.loader_registers, increase=False)
+            for warp, role in enumerate((tape_loader, state_loader), start=plan.warps):
+                mine = both(eq(k.warp, warp), eq(k.lane, 0))
+                if_(mine, lambda role=role: role(k))
 
-        if_(ult(k.warp, plan.warps), lambda: consumer(k), loaders)
+        if_(ult(k.warp, plan.warps), consumers, loaders)
 
     return emit
 
