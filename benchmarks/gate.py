@@ -2,7 +2,7 @@
 
     python -m benchmarks.gate smollm2 --packages FOLDER --model HF_FOLDER --out results.json
 
-FOLDER holds `smollm2.tileir` and the mutants `smollm2-….tileir`, made by benchmarks/make_packages.py, which needs no GPU.
+FOLDER holds `smollm2.tileir` and the mutants `mutant-….tileir`, made by benchmarks/make_packages.py, which needs no GPU.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def run(folder: Path, model: Path, text: str, positions: int) -> dict[str, Any]:
     peer = distance(hf_logits(model, ids, torch.bfloat16), exact)
     weights = Weights(model)
     report: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "mutants": {}}
-    for path in sorted(folder.glob("smollm2*.tileir")):
+    for path in [folder / "smollm2.tileir", *sorted(folder.glob("mutant-*.tileir"))]:
         session = CudaSession(load_package(path), weights)
         ours = session.logits(ids)
         found = verdict(distance(ours, exact), peer)
@@ -63,7 +63,7 @@ def run(folder: Path, model: Path, text: str, positions: int) -> dict[str, Any]:
             report["text"] = {p: _generate(session, tokenizer, p) for p in PROMPTS}
             report["ms"] = {at: session.time_steps(200, at) for at in (0, 1000, 1800)}
         else:
-            report["mutants"][path.stem.removeprefix("smollm2-")] = found
+            report["mutants"][path.stem.removeprefix("mutant-")] = found
         session.close()
         print(path.stem, json.dumps(found), flush=True)
     return report

@@ -42,7 +42,7 @@ def main() -> None:
     for name, (places, make) in MUTANTS.items():
         with patched(places, make):
             package = tileir.compile(program, target="h100")
-        package.save(args.folder / f"smollm2-{name.replace(' ', '-')}.tileir")
+        package.save(args.folder / f"mutant-{name.replace(' ', '-')}.tileir")
     print("\n".join(sorted(p.name for p in args.folder.glob("*.tileir"))))
 
 

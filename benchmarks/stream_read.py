@@ -3,7 +3,7 @@
 from typing import Any
 
 SOURCE = r"""
-#include <cstdint>
+typedef unsigned int uint32_t; typedef unsigned long long uint64_t;
 constexpr int SLOT = 16384, SLOTS = 12;
 extern "C" __global__ __launch_bounds__(32) void stream_read(const char* data, long long chunks) {
   extern __shared__ __align__(128) char smem[];
