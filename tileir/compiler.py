@@ -24,7 +24,7 @@ PIPELINE = (
     "builtin.module(graph-fuse,specialize-gpu{{devices=1}},tile-graph{{tokens={tokens}}},"
     "fuse-communication,specialize-block{{target={target}}},select-sync,specialize-warp{{target={target}}},"
     "schedule-pipeline{{target={target}}},outline-stages{{target={target}}},"
-    "allocate-memory{{target={target}}})"
+    "allocate-memory{{target={target}}},verify-schedule{{target={target}}})"
 )
 
 
