@@ -80,6 +80,32 @@ def compile_module(
     return make_package(manifest, engine, recipe, ptx)
 
 
+def stop_at(program: "ExportedProgram", target: str, stop: str, after: set[str]) -> str:
+    """The text of one stop of the journey: "graph", "tile", "engine", "nvvm" or "ptx"; and the IR after some passes."""
+    texts: list[str] = []
+    context = new_context()
+
+    def after_pass(name: str, module: Any) -> None:
+        if name in after:
+            texts.append(f"// ----- IR after {name} -----\n{module}")
+
+    with context, ir.Location.unknown():
+        from tileir.frontends.torch_export import import_program
+
+        module = import_program(program, context)
+        passes = PIPELINE.format(target=target, tokens=1).removeprefix("builtin.module(")[:-1]
+        cut = {"graph": "tile-graph", "tile": "outline-stages"}.get(stop)
+        if cut is not None:
+            passes = passes.split(f",{cut}{{")[0]
+        run_pipeline(module, f"builtin.module({passes})", after_pass=after_pass)
+        result = str(module)
+        if stop in ("nvvm", "ptx"):
+            (device,) = walk(module, "engine.device")
+            kernel = kernel_module(read_plan(device, find_target(target)))
+            result = to_ptx(kernel) if stop == "ptx" else str(kernel)
+    return "\n".join([*texts, result])
+
+
 def _manifest(device: Any, plan: Plan, recipe: dict[str, Any], target: Target) -> dict[str, Any]:
     return {
         "target": target.name,
