@@ -1,32 +1,39 @@
 # `make demo` and `make test` set themselves up into .venv; the second time they reuse it.
 
 PYTHON := $(shell for p in python3.11 python3.12 python3; do \
-	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo "$$p" && break; done)
+	"$$p" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' \
+	2>/dev/null && echo "$$p" && break; done)
 BIN := .venv/bin
 READY := .venv/.ready
+# The package as it is when installed, for tools that read sources: frontends/ and runtime/ inside tileir/.
+TREE := .cache/tree
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint setup clean
 
 demo: $(READY)
 	$(BIN)/python -m tileir.tools.demo
 
 test: lint
-	$(BIN)/lit -s test
+	$(BIN)/lit -sv test
 	$(BIN)/pytest
 
 lint: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/lint-imports
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --check --quiet .
+	rm -rf $(TREE) && mkdir -p $(TREE)
+	cp -Rp tileir $(TREE)/ && cp -Rp frontends runtime $(TREE)/tileir/
+	cd $(TREE) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
+	cd $(TREE) && $(CURDIR)/$(BIN)/lint-imports --config $(CURDIR)/pyproject.toml
+
+setup: $(READY)
 
 # torch first and alone: what is installed later then asks for no other build of it.
 $(READY): pyproject.toml
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed"; exit 1; }
-	$(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install -q torch==2.13.0
-	$(BIN)/python -m pip install -q -e '.[dev]'
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or 3.12 with venv and ensurepip found" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "$$(sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)"
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $(READY)
 
 clean:
-	rm -rf .venv lit-out
+	rm -rf .venv lit-out $(TREE)

@@ -46,7 +46,9 @@ def gate_row(session: CudaSession, name: str, context: int) -> dict[str, Any]:
     return found
 
 
-def rows_of(name: str, package: Package, ceiling: float, facts: dict[str, Any]) -> list[dict[str, Any]]:
+def rows_of(
+    name: str, package: Package, ceiling: float, facts: dict[str, Any]
+) -> list[dict[str, Any]]:
     """A record for every context that the package holds."""
     model = random_model(name, torch.bfloat16)
     session = CudaSession(package, TorchWeights(model))

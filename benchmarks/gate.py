@@ -2,7 +2,8 @@
 
     python -m benchmarks.gate smollm2 --packages FOLDER --model HF_FOLDER --out results.json
 
-FOLDER holds `smollm2.tileir` and the mutants `mutant-….tileir`, made by benchmarks/make_packages.py, which needs no GPU.
+FOLDER holds `smollm2.tileir` and the mutants `mutant-….tileir`, made by
+benchmarks/make_packages.py, which needs no GPU.
 """
 
 import argparse

@@ -127,7 +127,9 @@ class _Step(torch.nn.Module):
                 self.register_buffer(key, value.to(torch.bfloat16))
             for p in (a.q_proj, a.k_proj, a.v_proj, m.gate_proj, m.up_proj):
                 p.weight = None
-        angles = torch.arange(context, device="cuda").float()[:, None] * model.model.rotary_emb.inv_freq
+        angles = (
+            torch.arange(context, device="cuda").float()[:, None] * model.model.rotary_emb.inv_freq
+        )
         angles = torch.cat([angles, angles], -1)
         self.register_buffer("cos", angles.cos().bfloat16())
         self.register_buffer("sin", angles.sin().bfloat16())

@@ -1,6 +1,6 @@
 """Packages for the GPU runs, compiled where there is no GPU.
 
-    python -m benchmarks.make_packages FOLDER [--model HF_FOLDER]
+python -m benchmarks.make_packages FOLDER [--model HF_FOLDER]
 """
 
 import argparse

@@ -25,7 +25,8 @@ extern "C" __global__ __launch_bounds__(32) void stream_read(const char* data, l
     }
     if (n < mine) {
       asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(bar), "r"(SLOT) : "memory");
-      asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+      asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                   "[%0], [%1], %2, [%3], %4;"
                    :: "r"(address(smem + slot * SLOT)), "l"(data + (blockIdx.x + n * gridDim.x) * SLOT), "r"(SLOT),
                       "r"(bar), "l"(0x12F0000000000000ull) : "memory");
     }

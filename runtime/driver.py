@@ -72,7 +72,10 @@ class Device:
         return str(call("cuDeviceGetName", 100, self.handle).decode().rstrip("\0 "))
 
     def allocate(self, size: int, what: str) -> int:
-        """Device memory of `size` bytes, zeroed in the stream's order. Raises DeviceError with needed and free bytes."""
+        """Device memory of `size` bytes, zeroed in the stream's order.
+
+        Raises DeviceError with needed and free bytes.
+        """
         free, _ = call("cuMemGetInfo")
         if size > free:
             raise DeviceError(

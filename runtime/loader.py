@@ -51,9 +51,7 @@ def pack_tape(
     return tape, bases
 
 
-def _upload(
-    device: Device, tensors: Mapping[str, Any], name: str, k: int
-) -> tuple[int, int]:
+def _upload(device: Device, tensors: Mapping[str, Any], name: str, k: int) -> tuple[int, int]:
     """(device address, rows) of a tensor of [rows, k], as bf16."""
     array = tensor(tensors, name)
     if array.ndim != 2 or array.shape[1] != k:

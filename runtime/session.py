@@ -122,8 +122,7 @@ class CudaSession:
             raise DeviceError("this session is generating", hint="finish or close that iterator")
         d, m = self._device, self.manifest
         if self._epoch + steps >= 2**32 - 1:
-            call_size = m["memory"]["exchange"]
-            d.fill(self._exchange, call_size)
+            d.fill(self._exchange, m["memory"]["exchange"])
             self._epoch = 0
         self._mailbox[:] = 0
         d.fill(self._control, REPORT_OFFSET + self._warps * REPORT_BYTES)
@@ -135,8 +134,9 @@ class CudaSession:
             self._mailbox_device,
         )
         words = (len(m["table"]), len(ids), steps, self._epoch, position, len(stop_ids))
-        arguments = [(p, ctypes.c_void_p) for p in pointers]
-        arguments += [(w, ctypes.c_uint32) for w in words] + [(LIMIT_CLOCKS, ctypes.c_uint64)]
+        arguments: list[tuple[int, Any]] = [(p, ctypes.c_void_p) for p in pointers]
+        arguments += [(w, ctypes.c_uint32) for w in words]
+        arguments.append((LIMIT_CLOCKS, ctypes.c_uint64))
         self._begin = d.event()
         d.launch(
             self._decode, (m["sms"],), m["threads"], m["smem_bytes"], arguments, cooperative=True

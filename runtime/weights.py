@@ -37,18 +37,23 @@ class Weights(Mapping[str, Any]):
         """The tensor, in the file's dtype, mapped read-only."""
         if name not in self._where:
             near = get_close_matches(name, self._where, n=3)
-            guess = f"near: {', '.join(near)}" if near else "are these the weights that were exported?"
+            guess = (
+                f"near: {', '.join(near)}" if near else "are these the weights that were exported?"
+            )
             raise PackageError(f"the weights have no tensor {name!r}", hint=guess)
         file, entry, start = self._where[name]
         dtype = _DTYPES.get(entry["dtype"])
         if dtype is None:
             raise PackageError(
-                f"{file}: tensor {name!r} is {entry['dtype']}", hint=f"supported: {', '.join(_DTYPES)}"
+                f"{file}: tensor {name!r} is {entry['dtype']}",
+                hint=f"supported: {', '.join(_DTYPES)}",
             )
         begin, end = entry["data_offsets"]
         shape = tuple(entry["shape"])
         if end - begin != int(np.prod(shape)) * np.dtype(dtype).itemsize:
-            raise PackageError(f"{file}: tensor {name!r} has a wrong size", hint="copy the file again")
+            raise PackageError(
+                f"{file}: tensor {name!r} has a wrong size", hint="copy the file again"
+            )
         return np.memmap(file, dtype, "r", start + begin, shape)
 
     def __iter__(self) -> Iterator[str]:
@@ -87,9 +92,13 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
             if length > size - 8:
                 raise ValueError("the header is longer than the file")
             entries = json.loads(stream.read(length))
-        end = max((e["data_offsets"][1] for n, e in entries.items() if n != "__metadata__"), default=0)
+        end = max(
+            (e["data_offsets"][1] for n, e in entries.items() if n != "__metadata__"), default=0
+        )
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PackageError(f"{file} is no safetensors file: {error}", hint="copy it again") from None
+        raise PackageError(
+            f"{file} is no safetensors file: {error}", hint="copy it again"
+        ) from None
     if 8 + length + end > size:
         raise PackageError(
             f"{file} is truncated: {size} of {8 + length + end} bytes", hint="copy the file again"

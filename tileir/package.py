@@ -11,6 +11,7 @@ A package is a folder or a zip file:
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,9 +107,7 @@ class Package:
             )
         return "\n".join(lines)
 
-    def load(
-        self, weights: str | Path | Mapping[str, Any], device: str = "auto"
-    ) -> Session:
+    def load(self, weights: str | Path | Mapping[str, Any], device: str = "auto") -> Session:
         """A session on a device, with weights from a folder of safetensors or a mapping of arrays.
 
         device: "auto" (a GPU if there is one that fits, else "reference"), "cuda:N", "reference" (fp32 arithmetic),
@@ -177,7 +176,15 @@ def load_package(path: str | Path) -> Package:
     try:
         found = _read_folder(path) if path.is_dir() else _read_zip(path)
         manifest = json.loads(found.pop(MANIFEST))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile, RuntimeError) as error:
+    except (
+        OSError,
+        KeyError,
+        ValueError,
+        zipfile.BadZipFile,
+        zlib.error,
+        RuntimeError,
+        EOFError,
+    ) as error:
         raise PackageError(f"{path} is no package: {error}", hint="compile it again") from None
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         raise PackageError(

@@ -37,7 +37,9 @@ def tape_layout(tape: list[dict[str, Any]], sms: int) -> TapeLayout:
     return TapeLayout(bases, rows, int(totals.sum()))
 
 
-def pack_row(row: dict[str, Any], sms: int, tensors: Mapping[str, Any], dtype: Any) -> list[np.ndarray]:
+def pack_row(
+    row: dict[str, Any], sms: int, tensors: Mapping[str, Any], dtype: Any
+) -> list[np.ndarray]:
     """A tape row's blocks of every SM, each [blocks, 16, 32] of `dtype`, in the order of consumption."""
     k, blocks = row["k"], row["blocks"]
     tiles = np.zeros((row["tiles"], 16, blocks * 32), dtype)
@@ -77,7 +79,9 @@ def constant(entry: dict[str, Any], tensors: Mapping[str, Any], *, exact: bool =
     if list(array.shape) != entry["shape"]:
         wanted = entry["shape"]
         raise PackageError(f"tensor {entry['tensor']!r} is {list(array.shape)}, not {wanted}")
-    return np.ascontiguousarray(array.astype(np.float32 if exact else DTYPES[entry["dtype"]], copy=False))
+    return np.ascontiguousarray(
+        array.astype(np.float32 if exact else DTYPES[entry["dtype"]], copy=False)
+    )
 
 
 def rope_table(entry: dict[str, Any]) -> np.ndarray:

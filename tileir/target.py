@@ -5,7 +5,6 @@ from difflib import get_close_matches
 
 from tileir.errors import TileirError
 
-
 # setmaxnreg acts on warpgroups (PTX ISA 9.7.19.5), so the two loader warps come with two idle ones.
 LOADER_WARPS = 4
 
@@ -95,6 +94,4 @@ def find_target(name: str) -> Target:
         return TARGETS[name]
     near = get_close_matches(name, TARGETS, n=1)
     guess = f"did you mean {near[0]!r}? " if near else ""
-    raise TileirError(
-        f"unknown target {name!r}", hint=f"{guess}targets: {', '.join(TARGETS)}"
-    )
+    raise TileirError(f"unknown target {name!r}", hint=f"{guess}targets: {', '.join(TARGETS)}")

@@ -16,6 +16,4 @@ def render_chat(folder: Path, prompt: str) -> str:
     if not tokenizer.chat_template:
         raise TileirError(f"{folder} has no chat template", hint="run without --chat")
     messages = [{"role": "user", "content": prompt}]
-    return str(
-        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    )
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))

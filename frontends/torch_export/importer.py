@@ -107,8 +107,6 @@ class _Importer:
         if isinstance(node, Node) and node.op == "call_function":
             name = op_name(node)
             hint = _EARLY.get(name, f"supported: {SUPPORTED}")
-            if name == "cat":
-                hint = "a KV cache that grows by cat cannot be compiled: use tileir's export_decode"
             raise refuse(node, f"nothing takes the operation {name!r}", hint)
         raise TileirError(f"node {node} is used where a computed value belongs")
 
@@ -118,7 +116,9 @@ class _Importer:
     def _weight(self, node: Any, user: Node) -> Any:
         name = self.constants.weight_name(node)
         if name is None:
-            raise refuse(user, "a weight is no parameter", "weights are parameters or persistent buffers")
+            raise refuse(
+                user, "a weight is no parameter", "weights are parameters or persistent buffers"
+            )
         if name not in self.declared:
             source = behind(node)
             dtype = source.meta["val"].dtype
@@ -174,10 +174,12 @@ class _Importer:
         norm = match_norm(node)
         if norm is not None:
             x, weight = self._value(norm.x), self._weight(norm.weight, node)
-            facts = {"eps": norm.eps, "unit_offset": norm.unit_offset}
+            facts: dict[str, Any] = {"eps": norm.eps, "unit_offset": norm.unit_offset}
             if shape_of(weight) != shape_of(x)[-1:]:
                 raise refuse(node, "a norm over heads", "norms go over whole rows")
-            return build("graph.rms_norm", [x, weight], [self._type(node, shape(node)[-1])], **facts).results[0]
+            return build(
+                "graph.rms_norm", [x, weight], [self._type(node, shape(node)[-1])], **facts
+            ).results[0]
         glu = match_glu(node)
         if glu is None:
             return None
@@ -200,13 +202,17 @@ class _Importer:
         if rope is None:
             return None
         if type(rope.inv_freq) is not np.ndarray:
-            raise refuse(node, "rope's frequencies have no values", "keep buffers real: fake_hf does")
+            raise refuse(
+                node, "rope's frequencies have no values", "keep buffers real: fake_hf does"
+            )
         size = shape(node)[-1]
         if 2 * len(rope.inv_freq) != size:
-            raise refuse(node, f"rope turns {2 * len(rope.inv_freq)} of {size} values", "turn all values")
+            raise refuse(
+                node, f"rope turns {2 * len(rope.inv_freq)} of {size} values", "turn all values"
+            )
         x = self._value(rope.x)
         operands = [x, self.positions, self._constant(rope.inv_freq)]
-        facts = {"head_size": size, "scale": rope.scale, "style": "half"}
+        facts: dict[str, Any] = {"head_size": size, "scale": rope.scale, "style": "half"}
         return build("graph.rope", operands, [x.type], **facts).results[0]
 
     def _append(self, node: Node) -> Any:
@@ -231,21 +237,27 @@ class _Importer:
 
     def _attention(self, node: Node) -> Any:
         q, k, v, *rest = node.args
+        if any(op_name(s) != "index_copy" for s in (k, v)):
+            grown = any(op_name(behind(s)) == "cat" for s in (k, v))
+            raise refuse(
+                node,
+                "attention over a KV cache that grows by cat"
+                if grown
+                else "attention without a KV cache",
+                "write caches with index_copy and pass them whole, with enable_gqa=True instead of "
+                "repeated heads; export_decode does so for transformers models",
+            )
         mask = match_mask(rest[0]) if rest else None
         if mask is None or behind(mask.positions) not in self.inputs:
             raise refuse(
-                node, "an attention mask that is not made from positions",
+                node,
+                "an attention mask that is not made from positions",
                 "mask = arange(context) <= positions[:, None], with & > positions - window for a window",
-            )  # fmt: skip
-        if any(op_name(s) != "index_copy" for s in (k, v)):
-            raise refuse(
-                node, "attention over something else than a KV cache",
-                "pass the cache after index_copy, with enable_gqa=True instead of repeated heads",
-            )  # fmt: skip
+            )
         _, heads, _, size = shape(q)
         scale = node.kwargs.get("scale")
         operands = [self._value(q), self.values[k], self.values[v], self.positions]
-        facts = {
+        facts: dict[str, Any] = {
             "heads": heads,
             "kv_heads": shape(k)[1],
             "head_size": size,
@@ -253,4 +265,6 @@ class _Importer:
             "window": mask.window,
             "softcap": 0.0,
         }
-        return build("graph.attention", operands, [self._type(node, heads * size)], **facts).results[0]
+        return build(
+            "graph.attention", operands, [self._type(node, heads * size)], **facts
+        ).results[0]

@@ -11,7 +11,17 @@ from tileir.errors import TileirError
 
 FULL = 2**62
 # Operations that leave the flattened order of values as it is, given the checks in `behind`.
-_SAME = ("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "alias", "clone", "contiguous", "expand")
+_SAME = (
+    "view",
+    "_unsafe_view",
+    "reshape",
+    "unsqueeze",
+    "squeeze",
+    "alias",
+    "clone",
+    "contiguous",
+    "expand",
+)
 _CASTS = ("_to_copy", "type_as", "to", "lift_fresh_copy", "detach")
 
 
@@ -20,7 +30,9 @@ def op_name(node: Any) -> str:
     if not isinstance(node, Node) or node.op != "call_function":
         return ""
     name = getattr(node.target, "__name__", str(node.target))
-    return str(node.target).removeprefix("aten.").split(".")[0] if "aten" in str(node.target) else name
+    return (
+        str(node.target).removeprefix("aten.").split(".")[0] if "aten" in str(node.target) else name
+    )
 
 
 def shape(node: Node) -> list[int]:
@@ -31,20 +43,26 @@ def shape(node: Node) -> list[int]:
 def behind(node: Any) -> Any:
     """The node whose values, in the same flattened order, this one has: through views and casts."""
     while isinstance(node, Node):
-        name = op_name(node)
-        if name in _CASTS:
-            node = node.args[0]
-        elif name in _SAME and (name != "expand" or shape(node) == shape(node.args[0])):
-            node = node.args[0]
-        elif name in ("transpose", "permute") and _keeps_order(node):
-            node = node.args[0]
-        elif name == "slice" and shape(node) == shape(node.args[0]):
-            node = node.args[0]
-        elif name == "mul" and node.args[1] in (1, 1.0):
-            node = node.args[0]
-        else:
+        if not _same_values(node):
             return node
+        node = node.args[0]
     return node
+
+
+def _same_values(node: Node) -> bool:
+    """Whether a node has its first argument's values, in the same flattened order."""
+    name, kept = op_name(node), False
+    if name in _CASTS:
+        kept = True
+    elif name in _SAME:
+        kept = name != "expand" or shape(node) == shape(node.args[0])
+    elif name in ("transpose", "permute"):
+        kept = _keeps_order(node)
+    elif name == "slice":
+        kept = shape(node) == shape(node.args[0])
+    elif name == "mul":
+        kept = node.args[1] in (1, 1.0)
+    return kept
 
 
 def _keeps_order(node: Node) -> bool:

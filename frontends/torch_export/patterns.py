@@ -78,7 +78,12 @@ def _normalised(node: Any) -> tuple[Node, float] | None:
             continue
         mean, eps = r.args[0].args[:2]
         square = mean.args[0] if op_name(mean) == "mean" else None
-        if op_name(square) == "pow" and square.args[1] == 2 and behind(square.args[0]) is behind(x):
+        if (
+            square is not None
+            and op_name(square) == "pow"
+            and square.args[1] == 2
+            and behind(square.args[0]) is behind(x)
+        ):
             return behind(x), float(eps)
     return None
 
@@ -112,7 +117,10 @@ def _rope_by_halves(node: Node, constants: Constants) -> Rope | None:
     if op_name(low) != "sub" or op_name(high) != "add":
         return None
     parts = [_with_angle(low.args[0], "cos", constants), _with_angle(low.args[1], "sin", constants)]
-    parts += [_with_angle(high.args[0], "cos", constants), _with_angle(high.args[1], "sin", constants)]
+    parts += [
+        _with_angle(high.args[0], "cos", constants),
+        _with_angle(high.args[1], "sin", constants),
+    ]
     angles = [angle for _, angle in parts]
     if any(a is None or a != angles[0] for a in angles):
         return None
@@ -182,9 +190,10 @@ def _half(node: Any, which: int) -> Any:
         x = split.args[0]
         size, dim = shape(x), (split.args[2] if len(split.args) > 2 else 0)
         sizes = split.args[1]
-        even = sizes == size[-1] // 2 or list(sizes if isinstance(sizes, list | tuple) else []) == [
-            size[-1] // 2
-        ] * 2
+        even = (
+            sizes == size[-1] // 2
+            or list(sizes if isinstance(sizes, list | tuple) else []) == [size[-1] // 2] * 2
+        )
         last = dim % len(size) == len(size) - 1
         return x if op_name(split).startswith("split") and last and even else None
     return None
@@ -200,7 +209,9 @@ def match_mask(node: Any) -> Mask | None:
             return None
         windows = [p.window for p in parts if p is not None]
         return Mask(parts[0].positions, max(windows)) if parts[0] else None
-    left, right = (_bare(a) for a in node.args[:2]) if name in ("le", "ge", "gt", "lt") else (None, None)
+    left, right = (
+        (_bare(a) for a in node.args[:2]) if name in ("le", "ge", "gt", "lt") else (None, None)
+    )
     if name in ("ge", "lt"):
         left, right, name = right, left, {"ge": "le", "lt": "gt"}[name]
     if op_name(left) != "arange" or not isinstance(right, Node):

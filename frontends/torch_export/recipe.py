@@ -83,14 +83,18 @@ def _check(model: Any, max_context: int) -> None:
         raise TileirError("the model is in training mode", hint="call model.eval() first")
     dtype = next(iter(model.parameters())).dtype
     if dtype not in SUPPORTED_DTYPES:
-        raise TileirError(f"the model's dtype is {dtype}", hint="float32, bfloat16 and float16 work")
+        raise TileirError(
+            f"the model's dtype is {dtype}", hint="float32, bfloat16 and float16 work"
+        )
     if not hasattr(getattr(model, "config", None), "num_attention_heads"):
         raise TileirError(
             f"{type(model).__name__} is no transformers causal language model",
             hint="export your own module with torch.export and pass the program to tileir.compile",
         )
     if max_context < 1:
-        raise TileirError(f"max_context is {max_context}", hint="a context has at least one position")
+        raise TileirError(
+            f"max_context is {max_context}", hint="a context has at least one position"
+        )
 
 
 @contextmanager
@@ -113,7 +117,7 @@ def _sdpa(model: Any) -> Iterator[None]:
 def _cache(layers: list[Any], positions: Any) -> Any:
     from transformers.cache_utils import Cache, StaticLayer
 
-    class BufferLayer(StaticLayer):  # type: ignore[misc]
+    class BufferLayer(StaticLayer):
         """A layer's cache in two buffers of the wrapper."""
 
         def __init__(self, keys: Any, values: Any) -> None:
@@ -148,7 +152,8 @@ class _DecodeStep(torch.nn.Module):
 
     def forward(self, input_ids: Any, positions: Any) -> Any:
         layers = [
-            (getattr(self, f"k_cache_{i}"), getattr(self, f"v_cache_{i}")) for i in range(self.layers)
+            (getattr(self, f"k_cache_{i}"), getattr(self, f"v_cache_{i}"))
+            for i in range(self.layers)
         ]
         columns = torch.arange(self.context, device=positions.device)
         full = (columns[None, :] <= positions[:, None])[None, None]

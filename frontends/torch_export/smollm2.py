@@ -64,7 +64,10 @@ def _convert(gguf: Path, folder: Path) -> None:
     config.pop("quantization_config", None)
     tokenizer.save_pretrained(folder)
     tensors: dict[int, tuple[str, Any]] = {}
-    for name, value in model.state_dict().items():  # tied weights: the first name, as the hub has it
+    for (
+        name,
+        value,
+    ) in model.state_dict().items():  # tied weights: the first name, as the hub has it
         tensors.setdefault(value.data_ptr(), (name, value.contiguous()))
     path = folder / "model.safetensors"
     safetensors.torch.save_file(dict(tensors.values()), str(path), metadata={"format": "pt"})

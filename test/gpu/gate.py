@@ -30,7 +30,9 @@ def distance(logits: np.ndarray, exact: np.ndarray) -> Distance:
         kl += float(np.sum(np.exp(p) * (p - q)))
         errors.append(np.abs(ours - true))
     misses = int(np.sum(logits.argmax(1) != exact.argmax(1)))
-    return Distance(kl / len(exact), float(np.quantile(np.stack(errors), 0.999)), misses, len(exact))
+    return Distance(
+        kl / len(exact), float(np.quantile(np.stack(errors), 0.999)), misses, len(exact)
+    )
 
 
 def _log_softmax(row: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ of its number in each slot. Every lane group keeps its own online softmax (Milak
 two; groups meet once per task.
 """
 
+from functools import partial
 from typing import Any
 
 from tileir.codegen import builder as b
@@ -12,7 +13,7 @@ from tileir.codegen.exchange import poll_at, publish_float, publish_pair
 from tileir.codegen.kernel import FULL, Kernel
 from tileir.codegen.loaders import split_rows
 from tileir.codegen.plan import Body
-from tileir.dialect.attributes import get, shape_of
+from tileir.dialect.attributes import get, static_shape
 from tileir.errors import TileirError
 
 Value = Any
@@ -81,7 +82,7 @@ class Attend:
         words = poll_at(k, places, together=True)
         for index, word in zip(indices, words, strict=True):
             to = b.at(self.x, index * 4)
-            b.if_(b.ult(index, pairs), lambda word=word, to=to: b.store(word, to, 4))
+            b.if_(b.ult(index, pairs), partial(b.store, word, to, 4))
 
     def _row(self, offset: int) -> list[Value]:
         """This lane's 8 values of a row in shared memory at byte `offset` of x."""
@@ -168,7 +169,7 @@ class Attend:
     def _publish(self, head: Value, split: Value) -> None:
         """Join the warps' states; one thread a value."""
         k = self.k
-        partial = k.operand(self.body, list(self.op.operation.operands)[3])
+        channel = k.operand(self.body, list(self.op.operation.operands)[3])
         values = self.groups * self.size
 
         def one(index: Value) -> None:
@@ -180,17 +181,17 @@ class Attend:
                 states.append([*b.elements(pair, 2), b.load("f32", b.at(row, i * 4), 4)])
             top, weight, sum_ = b.tree(states, _join)
             packet = ((head * self.groups + g) * self.splits + split) * (self.size + 2)
-            publish_float(k, partial, packet + i, sum_)
+            publish_float(k, channel, packet + i, sum_)
 
             def statistics() -> None:
-                publish_float(k, partial, packet + self.size, top)
-                publish_float(k, partial, packet + (self.size + 1), weight)
+                publish_float(k, channel, packet + self.size, top)
+                publish_float(k, channel, packet + (self.size + 1), weight)
 
             b.if_(b.eq(i, 0), statistics)
 
         for n in range(-(-values // k.plan.threads)):
             index = k.tid + n * k.plan.threads
-            b.if_(b.ult(index, values), lambda index=index: one(index))
+            b.if_(b.ult(index, values), partial(one, index))
 
 
 def _values(words: Value) -> list[Value]:
@@ -202,7 +203,11 @@ def _absorb(state: list[Value], score: Value, valid: Value, values: list[Value])
     top, weight, *sums = state
     new = b.fmax(top, score)
     shrink, p = b.exp2(top - new), b.select(valid, b.exp2(score - new), 0.0)
-    return [new, weight * shrink + p, *(s * shrink + p * v for s, v in zip(sums, values, strict=True))]
+    return [
+        new,
+        weight * shrink + p,
+        *(s * shrink + p * v for s, v in zip(sums, values, strict=True)),
+    ]
 
 
 def _join(a: list[Value], c: list[Value]) -> list[Value]:
@@ -216,10 +221,10 @@ def combine(k: Kernel, body: Body) -> None:
     """The split-KV combine: heads over SMs, splits over groups of threads."""
     op = body.find("engine.map")
     region = list(op.operation.regions[0].blocks[0])[0]
-    partial_value = list(region.operation.operands)[0]
-    _, heads, splits, row = shape_of(partial_value)
+    partials = list(region.operation.operands)[0]
+    _, heads, splits, row = static_shape(partials)
     size, threads = row - 2, k.plan.threads
-    partial, channel = k.operand(body, partial_value), k.operand(body, op.operation.operands[0])
+    source, channel = k.operand(body, partials), k.operand(body, op.operation.operands[0])
     first, count = k.share(heads)
     sets = threads // size
     assert sets, f"{threads} threads for head size {size}"
@@ -236,7 +241,7 @@ def combine(k: Kernel, body: Body) -> None:
         numbers = [group + (n * batch + i) * sets for i in range(batch)]
         for split in numbers:
             base = (head * splits + b.umin(split, splits - 1)) * row
-            places += [(partial, base + size), (partial, base + (size + 1)), (partial, base + lane)]
+            places += [(source, base + size), (source, base + (size + 1)), (source, base + lane)]
         words = [b.bits_to_f32(w) for w in poll_at(k, places, together=True)]
         for i, split in enumerate(numbers):
             inside = b.ult(split, splits)

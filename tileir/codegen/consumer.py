@@ -30,10 +30,10 @@ def consumer(k: Kernel) -> None:
         k.step, k.epoch = step, step + k.arg["epoch_base"] + 1
         k.position = step + k.arg["position_base"]
         k.token = carried[4]
-        *carried, _ = b.for_(zero, k.arg["rows"], [*carried, zero], a_row)
+        *state, _ = b.for_(zero, k.arg["rows"], [*carried, zero], a_row)
         k.row = k.arg["rows"]
-        token, go = _finish_step(k, carried[4])
-        return [step + 1, go, *carried[:4], token]
+        token, go = _finish_step(k, state[4])
+        return [step + 1, go, *state[:4], token]
 
     def a_row(index: Value, *carried: Value) -> list[Value]:
         *state, half = carried

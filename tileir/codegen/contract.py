@@ -5,6 +5,7 @@ columns. A 1 KB block is 16 rows × 32 k, row-major: lane g·4+c reads rows g an
 mma steps; B's k order is permuted alike, so both are plain 16-byte loads.
 """
 
+from functools import partial
 from typing import Any
 
 from tileir.codegen import builder as b
@@ -63,7 +64,7 @@ def _receive(k: Kernel, body: Body) -> Any:
             offset = 1.0 if get(norm, "unit_offset") else 0.0
             s_low, s_high = (s + offset if offset else s for s in b.unpack(scales[q]))
             word = b.pack(low * s_low, high * s_high)
-        b.if_(mine, lambda word=word, index=index: b.store(word, b.at(x, index * 4), 4))
+        b.if_(mine, partial(b.store, word, b.at(x, index * 4), 4))
     rest = (padded(size) - size) // 2
     if rest:
         tail = b.at(x, k.tid * 4, pairs * 4)
@@ -116,7 +117,7 @@ def _multiply(k: Kernel, op: Any, count: Value, slot: Value, parity: Value) -> l
             b.store(value, b.at(_part(k, t, k.warp, half), (k.lane >> 2) * 4), 4)
         return [j, slot, parity]
 
-    j, slot, parity = b.for_(b.const(0), count, [k.warp, slot, parity], tile)
+    _, slot, parity = b.for_(b.const(0), count, [k.warp, slot, parity], tile)
     # A short last slot holds nothing for the upper warps; they release it all the same.
     last = count * blocks
     short = b.both(b.ne(last % warps, 0), b.uge(k.warp, last % warps))
@@ -174,7 +175,10 @@ def _row_scale(k: Kernel, body: Body, norm: Any) -> Value | None:
     if norm is None:
         return None
     size = get(body.find("engine.receive"), "k")
-    fours = [b.load("vector<4xf32>", b.at(_squares(k, None), None, 4 * w), 16) for w in range(0, k.plan.warps, 4)]
+    fours = [
+        b.load("vector<4xf32>", b.at(_squares(k, None), None, 4 * w), 16)
+        for w in range(0, k.plan.warps, 4)
+    ]
     mean = b.total([e for v in fours for e in b.elements(v, 4)]) * (1.0 / size)
     return b.rsqrt(mean + float(get(norm, "eps")))
 
@@ -182,7 +186,10 @@ def _row_scale(k: Kernel, body: Body, norm: Any) -> Value | None:
 def _sum_pair(
     k: Kernel, tile: Value, p: Value, half: int, scale: Value | None
 ) -> tuple[Value, Value]:
-    loads = [b.load("vector<2xf32>", b.at(_part(k, tile, w, half), p * 8), 8) for w in range(k.plan.warps)]
+    loads = [
+        b.load("vector<2xf32>", b.at(_part(k, tile, w, half), p * 8), 8)
+        for w in range(k.plan.warps)
+    ]
     low, high = (b.total([b.element(v, e) for v in loads]) for e in (0, 1))
     return (low, high) if scale is None else (low * scale, high * scale)
 

@@ -6,6 +6,7 @@ pairs to its results' pairs.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tileir.codegen import builder as b
@@ -117,11 +118,11 @@ def _logits(rows: Rows, op: Any, pairs: list[Pair]) -> list[Pair]:
     k = rows.k
     memory = k.arg["logits"]
     wanted = b.ne(b.pointer_bits(memory), 0)
-    for pair, index in zip(pairs, _placed(rows, op), strict=True):
-        inside = b.both(wanted, b.ult(index + 1, k.plan.vocabulary))
-        place = b.i64(k.step) * k.plan.vocabulary + b.i64(index)
-        value = b.vec(*pair)
-        b.if_(inside, lambda value=value, place=place: b.store(value, b.at(memory, place * 4), 4))
+    for pair, first in zip(pairs, _placed(rows, op), strict=True):
+        for index, value in ((first, pair[0]), (first + 1, pair[1])):
+            inside = b.both(wanted, b.ult(index, k.plan.vocabulary))
+            place = b.i64(k.step) * k.plan.vocabulary + b.i64(index)
+            b.if_(inside, partial(b.store, value, b.at(memory, place * 4), 4))
     return []
 
 

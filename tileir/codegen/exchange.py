@@ -26,7 +26,9 @@ def publish_float(k: Kernel, channel: Value, packet: Value, value: Value) -> Non
     publish_pair(k, channel, packet, b.f32_to_bits(value))
 
 
-def poll_pair(k: Kernel, channel: Value, packets: list[Value], *, together: bool = False) -> list[Value]:
+def poll_pair(
+    k: Kernel, channel: Value, packets: list[Value], *, together: bool = False
+) -> list[Value]:
     """The payloads (i32) of packets of this step; all loads go out before any is checked.
 
     together: the whole warp goes on as one; needs all lanes to take part.
@@ -34,9 +36,7 @@ def poll_pair(k: Kernel, channel: Value, packets: list[Value], *, together: bool
     return poll_at(k, [(channel, p) for p in packets], together=together)
 
 
-def poll_at(
-    k: Kernel, places: list[tuple[Value, Value]], *, together: bool = False
-) -> list[Value]:
+def poll_at(k: Kernel, places: list[tuple[Value, Value]], *, together: bool = False) -> list[Value]:
     """As poll_pair, for (channel, packet) places in several channels."""
     pointers = [b.at(channel, b.i64(p) * PACKET_BYTES) for channel, p in places]
 
@@ -48,4 +48,3 @@ def poll_at(
     agree = b.vote_all if together else lambda go: go
     words = k.spin(attempt, ["i64"] * len(places), PACKET, places[0][1], agree=agree)
     return [b.i32(w) for w in words]
-

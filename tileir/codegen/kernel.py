@@ -174,7 +174,9 @@ class Kernel:
         b.if_(first, lambda: b.store(b.const(1), dead, 4, volatile_=True))
         return [since, b.negate(give_up)]
 
-    def wait(self, barrier: Value, parity: Value, code: int, detail: Value, every: int = 64) -> None:
+    def wait(
+        self, barrier: Value, parity: Value, code: int, detail: Value, every: int = 64
+    ) -> None:
         """Until the mbarrier has completed its phase of this parity."""
 
         def attempt() -> tuple[Value, list[Value]]:

@@ -19,7 +19,9 @@ BLOCK_BYTES = 1024
 def tape_loader(k: Kernel) -> None:
     """Every step, every row: this SM's weight tiles, in the order in which they are consumed."""
     ring = k.plan.rings["tape"]
-    start = b.at(k.arg["tape"], b.constant_load("i64", b.at(k.arg["tape_offsets"], b.i64(k.sm) * 8), 8))
+    start = b.at(
+        k.arg["tape"], b.constant_load("i64", b.at(k.arg["tape_offsets"], b.i64(k.sm) * 8), 8)
+    )
 
     def a_row(index: Value, source: Value, slot: Value, parity: Value) -> list[Value]:
         k.words, k.row = k.row_words(index), index
@@ -54,7 +56,11 @@ def state_loader(k: Kernel) -> None:
         k.words, k.row = k.row_words(index), index
         bodies = [body for body in k.plan.bodies if body.role("state")]
         return _by_body(
-            k, bodies, lambda body: _fill_states(k, ring, body, slot, parity), [slot, parity], ["i32"] * 2
+            k,
+            bodies,
+            lambda body: _fill_states(k, ring, body, slot, parity),
+            [slot, parity],
+            ["i32"] * 2,
         )
 
     def a_step(step: Value, _stop: Value, slot: Value, parity: Value) -> list[Value]:

@@ -7,7 +7,7 @@ in the operand's memory divided by `UNIT`. The kernel walks the table; its code 
 from dataclasses import dataclass
 from typing import Any
 
-from tileir.dialect.attributes import element_of, get, name_of, shape_of
+from tileir.dialect.attributes import element_of, get, name_of, static_shape
 from tileir.dialect.engine import declarations
 from tileir.errors import TileirError
 from tileir.target import Target
@@ -112,7 +112,9 @@ class Plan:
 def read_plan(device: Any, target: Target) -> Plan:
     """Read an engine.device."""
     block = device.operation.regions[0].blocks[0]
-    rings, bodies, rows = {}, [], []
+    rings: dict[str, Ring] = {}
+    bodies: list[Body] = []
+    rows = []
     for op in block:
         match name_of(op):
             case "engine.ring":
@@ -122,31 +124,35 @@ def read_plan(device: Any, target: Target) -> Plan:
             case "engine.row":
                 rows.append(op)
     values = {get(op, "sym_name"): op for op in declarations(device)}
-    plan = Plan(
-        target,
-        *(get(device, n) for n in ("sms", "consumer_warps", "tokens", "context", "vocabulary")),
+    return Plan(
+        target=target,
+        sms=get(device, "sms"),
+        warps=get(device, "consumer_warps"),
+        tokens=get(device, "tokens"),
+        context=get(device, "context"),
+        vocabulary=get(device, "vocabulary"),
         rings=rings,
         bodies=bodies,
         rows=rows,
         operands=[[values[n] for n in get(row, "names")] for row in rows],
         **{n: get(device, n) for n in ("x_offset", "part_offset", "scratch_offset", "smem_bytes")},
     )
-    return plan
 
 
 def packets_of(value: Any) -> int:
     """Packets of one copy of a channel: a pair of bf16, an f32 or a word each."""
     count = 1
-    for size in shape_of(value):
-        assert size is not None, "channels have static shapes"
+    for size in static_shape(value):
         count *= size
     return count // 2 if element_of(value) == "bf16" else count
 
 
 def _ring(op: Any) -> Ring:
     slots, barriers = get(op, "slots"), get(op, "barrier_offset")
-    sizes = (get(op, n) for n in ("slot_bytes", "window", "smem_offset"))
-    return Ring(get(op, "sym_name"), slots, *sizes, full=barriers, empty=barriers + 8 * slots)
+    size, window, offset = (get(op, n) for n in ("slot_bytes", "window", "smem_offset"))
+    return Ring(
+        get(op, "sym_name"), slots, size, window, offset, barriers, empty=barriers + 8 * slots
+    )
 
 
 def check_supported(plan: Plan) -> None:

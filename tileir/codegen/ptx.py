@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def _decode(plan: Plan) -> Any:
             set_max_registers(plan.target.loader_registers, increase=False)
             for warp, role in enumerate((tape_loader, state_loader), start=plan.warps):
                 mine = both(eq(k.warp, warp), eq(k.lane, 0))
-                if_(mine, lambda role=role: role(k))
+                if_(mine, partial(role, k))
 
         if_(ult(k.warp, plan.warps), consumers, loaders)
 

@@ -20,7 +20,9 @@ def packing_recipe(device: Any, plan: Plan) -> dict[str, Any]:
     for index, row in enumerate(plan.rows):
         body = bodies[get(row, "body")]
         if body.role("tape"):
-            tape.append(_tape_row(index, row, body.find("engine.multiply"), body.find("engine.emit")))
+            tape.append(
+                _tape_row(index, row, body.find("engine.multiply"), body.find("engine.emit"))
+            )
     block = device.operation.regions[0].blocks[0]
     buffers = [op for op in block if name_of(op) == "engine.buffer"]
     return {"tape": tape, "constants": [_constant(op) for op in buffers]}

@@ -6,7 +6,6 @@ def load_dialects() -> None:
     from tileir.dialect.engine import Engine
     from tileir.dialect.graph import Graph
     from tileir.dialect.tile import Tile
-
     from tileir.mlir import announce_dialect
 
     for dialect in (Graph, Tile, Engine):

@@ -46,10 +46,7 @@ def from_attribute(attribute: Any) -> Any:
     if isinstance(attribute, ir.DenseFPElementsAttr):
         return np.array(attribute)
     if isinstance(attribute, ir.DictAttr):
-        return {
-            attribute[i].name: from_attribute(attribute[i].attr)
-            for i in range(len(attribute))
-        }
+        return {attribute[i].name: from_attribute(attribute[i].attr) for i in range(len(attribute))}
     return attribute
 
 
@@ -68,10 +65,7 @@ def put(op: Any, **values: Any) -> None:
 def all_of(op: Any) -> dict[str, Any]:
     """Every attribute of an operation, by name, as Python values."""
     attributes = op.operation.attributes
-    return {
-        attributes[i].name: from_attribute(attributes[i].attr)
-        for i in range(len(attributes))
-    }
+    return {attributes[i].name: from_attribute(attributes[i].attr) for i in range(len(attributes))}
 
 
 def build(
@@ -94,9 +88,7 @@ def build(
     )
 
 
-def tensor(
-    shape: Sequence[int | None], element: str, place: str | None = None
-) -> Any:
+def tensor(shape: Sequence[int | None], element: str, place: str | None = None) -> Any:
     """`tensor<shape x element, "place">`; None is a dynamic dimension."""
     dynamic = ir.ShapedType.get_dynamic_size()
     sizes = [dynamic if s is None else s for s in shape]
@@ -113,10 +105,14 @@ def place_of(value: Any) -> str:
 def shape_of(value: Any) -> list[int | None]:
     """The shape of a tensor value, None where dynamic."""
     kind = ir.RankedTensorType(value.type)
-    return [
-        None if kind.is_dynamic_dim(i) else kind.get_dim_size(i)
-        for i in range(kind.rank)
-    ]
+    return [None if kind.is_dynamic_dim(i) else kind.get_dim_size(i) for i in range(kind.rank)]
+
+
+def static_shape(value: Any) -> list[int]:
+    """The shape of a tensor value that has no dynamic dimension."""
+    shape = [size for size in shape_of(value) if size is not None]
+    assert len(shape) == len(shape_of(value)), f"{value} has a dynamic dimension"
+    return shape
 
 
 def element_of(value: Any) -> str:

@@ -1,7 +1,7 @@
 """The engine dialect: one persistent kernel a device.
 
-Roles, rings, channels, a phase table of rows, and stage bodies outlined once. docs/ir.md has the protocol: assignment of
-tasks to SMs, epochs, and the order in which states are written and streamed.
+Roles, rings, channels, a phase table of rows, and stage bodies outlined once. docs/ir.md has the
+protocol: assignment of tasks to SMs, epochs, and the order in which states are written and streamed.
 """
 
 from collections.abc import Sequence

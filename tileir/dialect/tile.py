@@ -75,8 +75,9 @@ class ContractOp(Tile.Operation, name="contract"):
     """Weight tiles × activations, for the tiles [tile_base, tile_base + tiles) of the stage's tile space.
 
     x: channel [T, K]; into: the channel that an earlier range of the same space made, which this one goes on filling;
-    weights: state-dict names of tensors [N, K], which only the tape streams. The prologue maps one value of x, the epilogue holds one `tile.segment` for
-    each run of tiles. One group means one weight block for all rows of x; K parts make partial sums.
+    weights: state-dict names of tensors [N, K], which only the tape streams. The prologue maps one value of x, the
+    epilogue holds one `tile.segment` for each run of tiles. One group means one weight block for all rows of x; K parts
+    make partial sums.
     """
 
     x: Operand[Tensor]
@@ -107,7 +108,7 @@ class ContractOp(Tile.Operation, name="contract"):
                 (shape_of(x)[-1] == k, f"x of {shape_of(x)} for K of {k}"),
                 (all(max(s[0], s[2]) < count for s in sources), f"a source beyond {count} weights"),
                 (bool(segments), "no segments"),
-                (0 <= base and 0 < tiles and base + tiles <= space, f"tiles beyond {space}"),
+                (base >= 0 and tiles > 0 and base + tiles <= space, f"tiles beyond {space}"),
                 (get(op, "groups") >= 1 and get(op, "k_parts") >= 1, "groups and k_parts are ≥ 1"),
             ],
         )

@@ -51,7 +51,9 @@ class Pass:
     def text(self) -> str:
         """The pass as it stands in a pipeline."""
         values = {n: getattr(self, n.replace("-", "_")) for n in self.options()}
-        inside = " ".join(f"{n}={str(v).lower() if v is True or v is False else v}" for n, v in values.items())
+        inside = " ".join(
+            f"{n}={str(v).lower() if v is True or v is False else v}" for n, v in values.items()
+        )
         return f"{self.name}{{{inside}}}" if inside else self.name
 
 
@@ -67,5 +69,6 @@ def _value(owner: str, key: str, text: str, kind: type) -> Any:
         except ValueError:
             pass
     raise PipelineError(
-        f"pass {owner!r}: option {key!r} is {text!r}", hint=f"it takes a value of type {kind.__name__}"
+        f"pass {owner!r}: option {key!r} is {text!r}",
+        hint=f"it takes a value of type {kind.__name__}",
     )

@@ -54,13 +54,16 @@ Item = Pass | Upstream
 def parse_pipeline(text: str) -> list[Item]:
     """The passes of a pipeline, in order. Raises PipelineError with the place of what is wrong."""
     try:
-        tree = lark.Lark(GRAMMAR, parser="earley", propagate_positions=True).parse(text or "builtin.module()")
+        tree = lark.Lark(GRAMMAR, parser="earley", propagate_positions=True).parse(
+            text or "builtin.module()"
+        )
     except lark.exceptions.UnexpectedInput as error:
-        column = max(getattr(error, "column", 1), 1) if getattr(error, "pos_in_stream", 0) is not None else len(text)
+        at_end = isinstance(error, lark.exceptions.UnexpectedEOF)
+        column = len(text) + 1 if at_end else max(error.column, 1)
         caret = " " * (column - 1) + "^"
         raise PipelineError(f"pipeline:1:{column}: cannot read it\n  {text}\n  {caret}") from None
-    items = next((c for c in tree.children if c is not None), None)
-    return [] if items is None else [_item(text, c) for c in items.children]
+    found = [child for child in tree.children if isinstance(child, lark.Tree)]
+    return [_item(text, c) for items in found for c in items.children]
 
 
 def _item(text: str, tree: Any) -> Item:
@@ -71,7 +74,9 @@ def _item(text: str, tree: Any) -> Item:
     if tree.children[1] is not None:
         for option in tree.children[1].children:
             value = option.children[1]
-            options[str(option.children[0])] = "" if value is None else str(value.children[0]).strip('"')
+            options[str(option.children[0])] = (
+                "" if value is None else str(value.children[0]).strip('"')
+            )
     if name in NAMES:
         return find_pass(name).from_options(options)
     try:

@@ -96,7 +96,9 @@ def _regions(device: Any, rings: list[Any], declared: dict[str, Any]) -> list[Re
         out.append(Region("shared", f"barriers of ring {name}", barriers, barriers + 16 * slots))
     places = [get(device, f"{n}_offset", 0) for n in ("x", "part", "scratch")]
     ends = [*places[1:], places[2] + 1024]
-    for name, first, last in zip(("activations", "partial sums", "scratch"), places, ends, strict=True):
+    for name, first, last in zip(
+        ("activations", "partial sums", "scratch"), places, ends, strict=True
+    ):
         out.append(Region("shared", name, first, last))
     return out
 

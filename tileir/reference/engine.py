@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -23,7 +24,7 @@ from tileir.reference.arithmetic import (
     run_segment,
     split_range,
 )
-from tileir.reference.protocol import Channel, CopyEngine, Mbarrier, Ring, Role, Scheduler
+from tileir.reference.protocol import Channel, CopyEngine, Mbarrier, Ring, Role, Scheduler, Wait
 from tileir.scheduling.assign import shares
 
 
@@ -52,7 +53,9 @@ class EngineExecutor:
             get(device, n) for n in ("sms", "consumer_warps", "context", "vocabulary")
         )
         if get(device, "tokens") != 1:
-            raise TileirError("the engine executor runs one token a step", hint="compile with tokens=1")
+            raise TileirError(
+                "the engine executor runs one token a step", hint="compile with tokens=1"
+            )
         self.round = round_bf16 if rounding else keep
         self.seed, self.epoch = seed, 0
         block = list(device.regions[0].blocks[0])
@@ -136,7 +139,9 @@ class _Sm:
         self.launch, self.engine, self.sm = launch, launch.engine, sm
         self.scheduler = launch.scheduler
         self.rings = {
-            name: Ring(f"SM {sm} {name} ring", get(op, "slots"), get(op, "window"), self.engine.warps)
+            name: Ring(
+                f"SM {sm} {name} ring", get(op, "slots"), get(op, "window"), self.engine.warps
+            )
             for name, op in self.engine.rings.items()
         }
         self.blocks = {n: get(op, "slot_bytes") // 1024 for n, op in self.engine.rings.items()}
@@ -169,10 +174,13 @@ class _Sm:
         use = self.uses[name, "fill"]
         for wait in ring.fill(self.scheduler, use, parts, self.copies):
             # A loader that waits for a free slot also ends when no further step is taken.
-            yield type(wait)(wait.key, lambda wait=wait: wait.ready() or self.finished, wait.what)
+            yield Wait(wait.key, partial(self._ready_or_finished, wait), wait.what)
             if self.finished:
                 return
         self.uses[name, "fill"] = use + 1
+
+    def _ready_or_finished(self, wait: Wait) -> bool:
+        return self.finished or wait.ready()
 
     def _loader_ends(self) -> None:
         self.loaders -= 1
@@ -193,7 +201,9 @@ class _Sm:
             epoch = self.launch.first_epoch + use - 1
             for row in engine.rows:
                 body = engine.bodies[get(row, "body")]
-                fill = next((f for f in walk(body, "engine.fill") if get(f, "source") == "state"), None)
+                fill = next(
+                    (f for f in walk(body, "engine.fill") if get(f, "source") == "state"), None
+                )
                 if fill is not None:
                     yield from self._fill_states(ring, row, body, fill, position, epoch)
         self._loader_ends()
@@ -289,8 +299,6 @@ class _Sm:
                 values = (sums[mine] * scale)[None]
                 run_segment(segment, numbers[mine] - at, values[..., :8], values[..., 8:], sink)
             at += get(segment, "tiles")
-        for wait in sink.late:
-            yield wait
         if list(walk(emit, "tile.candidate")):
             sink.publish_best()
 
@@ -315,7 +323,7 @@ class _Sm:
 
     def _attend(self, _number: int, row: Any, body: Any) -> Role:
         (op,) = walk(body, "engine.attend")
-        qkv, _, _, partial = (self._operand(row, body, v) for v in op.operands)
+        qkv, _, _, out = (self._operand(row, body, v) for v in op.operands)
         heads, kv, size, splits = (get(op, n) for n in ("heads", "kv_heads", "head_size", "splits"))
         group, (q_at, k_at, v_at) = heads // kv, get(op, "offsets")
         per_slot = get(self.engine.rings["state"], "slot_bytes") // (4 * size)
@@ -342,7 +350,7 @@ class _Sm:
             for g in range(group):
                 start = ((head * group + g) * splits + split) * (size + 2)
                 index = np.arange(start, start + size + 2)
-                partial.publish(self.scheduler, self.epoch, index, result[g])
+                out.publish(self.scheduler, self.epoch, index, result[g])
 
     def _map(self, _number: int, row: Any, body: Any) -> Role:
         (op,) = walk(body, "engine.map")
@@ -355,12 +363,12 @@ class _Sm:
             values = table[self.token][index] * np.float32(get(inner, "scale"))
             out.publish(self.scheduler, self.epoch, index, self.engine.round(values))
             return
-        partial = self._operand(row, body, inner.operands[0])
+        parts = self._operand(row, body, inner.operands[0])
         _, _, splits, width = (s or 1 for s in shape_of(inner.operands[0]))
         for head in tasks:
             span = slice(int(head) * splits * width, (int(head) + 1) * splits * width)
-            yield partial.wait(self.epoch, span)
-            value = combine(partial.read(self.epoch, span).reshape(splits, width))
+            yield parts.wait(self.epoch, span)
+            value = combine(parts.read(self.epoch, span).reshape(splits, width))
             index = np.arange(head * (width - 2), (head + 1) * (width - 2))
             out.publish(self.scheduler, self.epoch, index, self.engine.round(value))
 
@@ -380,7 +388,6 @@ class _RowSink:
     def __init__(self, sm: _Sm, row: Any, body: Any, channel: Channel) -> None:
         self._sm, self._row, self._body, self._channel = sm, row, body, channel
         self.positions = np.array([sm.position])
-        self.late: list[Any] = []
         self._offered: tuple[list[Array], list[Array]] = ([], [])
 
     def constant(self, value: Any) -> Array:
@@ -391,7 +398,9 @@ class _RowSink:
         wait = channel.wait(self._sm.epoch, index)
         # What x was made from is there: the rows before this one read it on every SM.
         if not wait.ready():
-            raise DeviceHang(f"SM {self._sm.sm} reads {wait.what} in an epilogue before it is there")
+            raise DeviceHang(
+                f"SM {self._sm.sm} reads {wait.what} in an epilogue before it is there"
+            )
         return channel.read(self._sm.epoch, index).astype(np.float32)[None]
 
     def append(self, state: Any, index: Array, values: Array) -> None:

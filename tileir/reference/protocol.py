@@ -1,7 +1,8 @@
 """The engine's synchronisation, exactly as the kernel uses it: mbarriers, rings, channels, and a scheduler of roles.
 
-A role is a generator that yields a `Wait` whenever it cannot go on; the scheduler runs any role that is ready, in an
-order that its seed decides. When none is, and not all are done, that is a deadlock, and the error says who waits for what.
+A role is a generator that yields a `Wait` whenever it cannot go on; the scheduler runs any role that
+is ready, in an order that its seed decides. When none is, and not all are done, that is a deadlock,
+and the error says who waits for what.
 """
 
 import random
@@ -160,7 +161,7 @@ class Channel:
 
     def __init__(self, name: str, values: int, dtype: type, depth: int) -> None:
         self.name, self.depth = name, depth
-        self.payload = np.zeros((depth, values), dtype)
+        self.payload: Array = np.zeros((depth, values), dtype)
         self.epochs = np.zeros((depth, values), np.uint32)
 
     def publish(self, scheduler: Scheduler, epoch: int, index: Array, values: Array) -> None:
@@ -179,7 +180,9 @@ class Channel:
         def ready() -> bool:
             found = self.epochs[copy, index]
             if (found > epoch).any():
-                raise DeviceHang(f"channel {self.name}: epoch {epoch} was overwritten before its reader")
+                raise DeviceHang(
+                    f"channel {self.name}: epoch {epoch} was overwritten before its reader"
+                )
             return bool((found == epoch).all())
 
         seen = int(self.epochs[copy, index].min(initial=2**32 - 1))

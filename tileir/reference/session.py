@@ -13,8 +13,8 @@ from tileir.reference.engine import EngineExecutor
 class ReferenceSession:
     """A loaded package, executed in NumPy.
 
-    rounding: values become bf16 where the kernel's do; without it all arithmetic is fp32. seed: the order in which ready
-    roles run; the result does not depend on it.
+    rounding: values become bf16 where the kernel's do; without it all arithmetic is fp32. seed: the
+    order in which ready roles run; the result does not depend on it.
     """
 
     def __init__(
@@ -29,7 +29,9 @@ class ReferenceSession:
         self._context = new_context()
         with self._context, ir.Location.unknown():
             self._module = ir.Module.parse(engine_text)
-            self._engine = EngineExecutor(self._module, recipe, weights, rounding=rounding, seed=seed)
+            self._engine = EngineExecutor(
+                self._module, recipe, weights, rounding=rounding, seed=seed
+            )
         self.device = "reference-bf16" if rounding else "reference"
 
     def generate(

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tileir.dialect.attributes import get, name_of, shape_of, walk
+from tileir.dialect.attributes import get, name_of, static_shape, walk
 from tileir.packing import rope_table, tensor
 from tileir.reference.arithmetic import (
     Array,
@@ -36,7 +36,7 @@ class TileExecutor:
         self._values: dict[Any, Array] = {}
         self._matrices: dict[tuple[Any, int, int], Array] = {}
         for op in walk(function, "tile.buffer", "tile.state"):
-            shape = shape_of(op.results[0])
+            shape = static_shape(op.results[0])
             if name_of(op) == "tile.state":
                 self._values[op.results[0]] = np.zeros(shape, np.float32)
             elif get(op, "kind") == "rope":
@@ -78,7 +78,7 @@ class TileExecutor:
                     rows = [state[h, first:last] for state in (k, v)]
                     if s == 0:
                         rows = [np.concatenate(pair) for pair in zip(rows, own, strict=True)]
-                    part = partial_softmax(queries[h], *rows, op)
+                    part = partial_softmax(queries[h], rows[0], rows[1], op)
                     out[t, h * group : (h + 1) * group, s] = part
         return out
 
@@ -98,11 +98,11 @@ class TileExecutor:
             offset = np.float32(1 if get(prologue, "unit_offset") else 0)
             scale = rms_scale(x, get(prologue, "eps"))
             x = self._round(x * (weight + offset))
-        shape = shape_of(op.results[0])
+        shape = static_shape(op.results[0])
         first, count = get(op, "tile_base"), get(op, "tiles")
         into = list(op.operands)[1:]
         records = bool(list(walk(op, "tile.candidate")))
-        size = 0 if records else int(shape[1] or 0)
+        size = 0 if records else shape[1]
         channel = self._values[into[0]] if into else np.zeros((len(x), size), np.float32)
         sink = _StageSink(self, channel)
         at = 0
@@ -113,18 +113,16 @@ class TileExecutor:
                 sums = [(x @ m.T).reshape(len(x), -1, 8) for m in halves]
                 if scale is not None:
                     sums = [s * scale[..., None] for s in sums]
-                run_segment(segment, tiles, *sums, sink)
+                run_segment(segment, tiles, sums[0], sums[1], sink)
             at += get(segment, "tiles")
         if not records:
             return channel
-        out = np.zeros((len(x), int(shape[1] or 1), 2), np.uint32)
+        out = np.zeros((len(x), shape[1], 2), np.uint32)
         out[:, :, 1] = self._vocabulary
         out[:, 0] = [best_of(np.concatenate(v), np.concatenate(i)) for v, i in sink.offered]
         return out
 
-    def _half(
-        self, op: Any, number: int, i: int, segment: Any, tiles: Array, which: int
-    ) -> Array:
+    def _half(self, op: Any, number: int, i: int, segment: Any, tiles: Array, which: int) -> Array:
         """The weight rows of one half of the tiles: [8 · tiles, k]; kept, since they never change."""
         key = (number, i, which)
         if key not in self._matrices:

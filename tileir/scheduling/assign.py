@@ -1,5 +1,7 @@
 """Which SM does which tasks: one formula, used by passes, packing, executors and proofs (docs/ir.md, assignment)."""
 
+from itertools import pairwise
+
 import numpy as np
 
 MAX_TILES_PER_SM = 16
@@ -22,4 +24,4 @@ def ranges(tiles: int, sms: int, most: int = MAX_TILES_PER_SM) -> list[tuple[int
     """(first, count) of nearly equal ranges of tiles that give no SM more than `most`."""
     parts = -(-tiles // (most * sms))
     edges = [i * tiles // parts for i in range(parts + 1)]
-    return [(a, b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    return [(a, b - a) for a, b in pairwise(edges)]

@@ -69,9 +69,13 @@ def check_channels(problem: Problem) -> None:
                 f"payload {PAYLOADS.get(c.element)!r}",
             )
         if c.payload == "bf16x2" and c.values % 2:
-            raise _fail(f"channel {c.name} has {c.values} values in pairs", "a whole number of packets")
+            raise _fail(
+                f"channel {c.name} has {c.values} values in pairs", "a whole number of packets"
+            )
         if c.level != "gpu":
-            raise _fail(f"channel {c.name} crosses SMs at level {c.level!r}", 'scope of level "gpu"')
+            raise _fail(
+                f"channel {c.name} crosses SMs at level {c.level!r}", 'scope of level "gpu"'
+            )
 
 
 def check_arrivals(problem: Problem) -> None:
@@ -89,7 +93,8 @@ def check_arrivals(problem: Problem) -> None:
         for (a, row_a), (b, row_b) in pairwise(written):
             if b.first < a.last:
                 raise _fail(
-                    f"values {b.first} … {min(a.last, b.last) - 1} of channel {name} are written by {row_a} and by {row_b}",
+                    f"values {b.first} … {min(a.last, b.last) - 1} of channel {name} are written by "
+                    f"{row_a} and by {row_b}",
                     "one arrival a value and step",
                 )
         runs: list[tuple[int, int]] = []
@@ -154,12 +159,16 @@ def check_reuse(problem: Problem) -> None:
     """
     choosers = [row for row in problem.rows if row.chooses]
     if len(choosers) != 1:
-        raise _fail(f"{len(choosers)} rows await the records of all SMs", "one all-to-all edge a step")
+        raise _fail(
+            f"{len(choosers)} rows await the records of all SMs", "one all-to-all edge a step"
+        )
     (chooser,) = choosers
     recorders = [row for row in problem.rows if row.records]
     unread = [row for row in recorders if row.records not in chooser.chooses]
     if not recorders or unread:
-        raise _fail(f"{unread[0] if unread else 'no row'} leaves records that {chooser} awaits", "the edge")
+        raise _fail(
+            f"{unread[0] if unread else 'no row'} leaves records that {chooser} awaits", "the edge"
+        )
     for name in chooser.chooses:
         if problem.channels[name].depth < 2:
             raise _fail(
@@ -193,7 +202,9 @@ def check_states(problem: Problem) -> None:
                     "fence.proxy.async and fence.acq_rel.gpu before the SM's record",
                 )
             if not recorders or row.number > max(recorders):
-                raise _fail(f"{row} appends to state {name} after the step's last record", "the release")
+                raise _fail(
+                    f"{row} appends to state {name} after the step's last record", "the release"
+                )
     for row in problem.rows:
         for name in row.streams:
             if name not in row.acquired:

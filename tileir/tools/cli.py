@@ -22,11 +22,15 @@ STAGES = ("graph", "tile", "engine", "nvvm", "ptx")
 @app.command(name="compile")
 def compile_command(
     model: Annotated[Path, typer.Argument(help="a Hugging Face folder")],
-    output: Annotated[Path, typer.Option("-o", help="where the package goes")] = Path("model.tileir"),
+    output: Annotated[Path, typer.Option("-o", help="where the package goes")] = Path(
+        "model.tileir"
+    ),
     target: Annotated[str, typer.Option(help="h100, h200 or virtual")] = "h100",
     max_context: Annotated[int, typer.Option(help="positions the KV cache holds")] = 2048,
     emit: Annotated[str, typer.Option(help=f"print one stop instead: {', '.join(STAGES)}")] = "",
-    print_ir_after: Annotated[list[str] | None, typer.Option(help="print the IR after a pass")] = None,
+    print_ir_after: Annotated[
+        list[str] | None, typer.Option(help="print the IR after a pass")
+    ] = None,
 ) -> None:
     """Compile a model: tileir compile ./SmolLM2 -o smol.tileir --target h100."""
     from tileir.frontends.torch_export import export_decode, load_hf
@@ -53,7 +57,9 @@ def run(
     package: Annotated[Path, typer.Argument(help="a compiled package")],
     weights: Annotated[Path, typer.Option(help="a folder with safetensors and tokenizer.json")],
     prompt: Annotated[str, typer.Option(help="text to go on from")],
-    chat: Annotated[bool, typer.Option(help="put the prompt into the model's chat template")] = False,
+    chat: Annotated[
+        bool, typer.Option(help="put the prompt into the model's chat template")
+    ] = False,
     max_new_tokens: Annotated[int, typer.Option(help="how many tokens at most")] = 128,
     device: Annotated[str, typer.Option(help="auto, cuda:N, reference or reference-bf16")] = "auto",
 ) -> None:

@@ -12,7 +12,9 @@ def load_tokenizer(folder: Path) -> Any:
 
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise TileirError(f"{folder} holds no tokenizer.json", hint="save the tokenizer beside the weights")
+        raise TileirError(
+            f"{folder} holds no tokenizer.json", hint="save the tokenizer beside the weights"
+        )
     return Tokenizer.from_file(str(path))
 
 

@@ -1,0 +1,70 @@
+"""Generated kernels: assembled by ptxas, without spills, no longer for deeper models."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tileir
+from test.models import arrays, tiny_llama
+from tileir.errors import TileirError
+from tileir.frontends.torch_export import export_decode
+from tileir.package import Package
+from tileir.packing import pack_row, tape_layout
+
+
+def compiled(**changes: Any) -> Package:
+    return tileir.compile(export_decode(tiny_llama(**changes), 64), target="h100")
+
+
+@pytest.fixture(scope="module")
+def package() -> Package:
+    return compiled()
+
+
+def test_kernel_assembles_without_spills(package: Package) -> None:
+    facts = package.manifest["assembled"]
+    assert facts["spill_bytes"] == 0
+    assert 0 < facts["registers"] <= 128
+    assert facts["barriers"] >= 2
+
+
+def test_ptx_does_not_grow_with_layers(package: Package) -> None:
+    """Layers are rows of the table: the code is the same."""
+    deep = compiled(num_hidden_layers=7)
+    assert len(deep.manifest["table"]) > len(package.manifest["table"])
+    assert abs(len(deep.ptx) - len(package.ptx)) < 64
+
+
+def test_ptx_uses_what_the_design_names(package: Package) -> None:
+    ptx = package.ptx
+    for text in (
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint",
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
+        "ld.relaxed.gpu.global.b64",
+        "st.relaxed.gpu.global.b64",
+        "mbarrier.try_wait",
+        "fence.proxy.async",
+        "setmaxnreg.inc.sync.aligned.u32",
+        "st.release.sys",
+    ):
+        assert text in ptx, text
+
+
+def test_tape_holds_every_weight_once(package: Package) -> None:
+    """The recipe's blocks are a permutation of the weights, padded."""
+    weights = arrays(tiny_llama())
+    tape = package.packing["tape"]
+    found = np.concatenate(
+        [b.reshape(-1) for row in tape for b in pack_row(row, 132, weights, np.float32)]
+    )
+    names = {s[h]["tensor"] for row in tape for s in row["segments"] for h in ("lo", "hi")}
+    wanted = np.concatenate([weights[n].reshape(-1) for n in sorted(names)])
+    found, wanted = np.sort(found[found != 0]), np.sort(wanted[wanted != 0])
+    assert np.array_equal(found, wanted)
+    assert tape_layout(tape, 132).size == package.manifest["memory"]["tape"]
+
+
+def test_head_sizes_that_have_no_kernel() -> None:
+    with pytest.raises(TileirError, match="head size 48"):
+        compiled(head_dim=48)
