@@ -1,27 +1,39 @@
 """graph-fuse: group graph operations into stages."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from tileir.dialect.attributes import located, name_of, put, walk
+import networkx as nx
+
+from tileir.dialect.attributes import located, name_of, put
 from tileir.errors import TileirError
 from tileir.passes.base import Pass
+from tileir.passes.dataflow import DECLARATIONS, operations, producer, readers, step_function
 
-_DECLARATIONS = ("graph.weight", "graph.constant", "graph.state")
-_ROOTS = {"graph.embedding": "map", "graph.attention": "attend", "graph.sample": "select"}
+_CHAIN = "rope, append and residual add follow a linear, glu a pair of linears on the same values"
 
 
 @dataclass(frozen=True)
 class GraphFusePass(Pass):
-    """Group operations into stages: contractions with what they can take into prologue and epilogue.
+    """Group operations into stages: contractions with what they take into prologue and epilogue.
 
-    Before: graph level. After: every compute op has `stage`, numbered in program order, and `stage_kind`
-    ("contract", "attend", "map" or "select"). Linears that read the same value for the same purpose (attention, a
-    gated unit) share a stage; rope, append, glu and the residual add follow their linear, rms_norm its reader.
+    Before: graph level. After: every compute op has `stage`, numbered so that a stage reads only
+    earlier ones, and `stage_kind` ("contract", "attend", "map" or "select"). A linear takes the
+    rope, appends and residual adds behind it, a pair of linears its glu. Linears that read the same
+    values and feed attention share a stage. rms_norm belongs to the linears that read it: to the
+    first stage by its attribute, repeated in the prologues of the others. All this follows from
+    producers and readers alone.
 
-        %h = "graph.rms_norm"(%x, %w)       {stage = 1, stage_kind = "contract"}
-        %q = "graph.linear"(%h, %wq)        {stage = 1, stage_kind = "contract"}
-        %r = "graph.rope"(%q, …)            {stage = 1, stage_kind = "contract"}
+        %h = "graph.rms_norm"(%x, %w)
+        %l = "graph.linear"(%h, %wq)
+        %q = "graph.rope"(%l, %positions, %f)
+        %s = "graph.attention"(%q, …)
+        →
+        %h = "graph.rms_norm"(%x, %w)           {stage = 1, stage_kind = "contract"}
+        %l = "graph.linear"(%h, %wq)            {stage = 1, stage_kind = "contract"}
+        %q = "graph.rope"(%l, %positions, %f)   {stage = 1, stage_kind = "contract"}
+        %s = "graph.attention"(%q, …)           {stage = 2, stage_kind = "attend"}
     """
 
     name: ClassVar[str] = "graph-fuse"
@@ -29,63 +41,217 @@ class GraphFusePass(Pass):
     after: ClassVar[str] = "graph"
 
     def run(self, module: Any) -> None:
-        """Put the attributes. Raises TileirError for an op that no stage takes."""
-        (function,) = walk(module, "func.func")
-        ops = [o for o in function.regions[0].blocks[0] if name_of(o).startswith("graph.")]
-        leaders: dict[Any, Any] = {}
-        leader_of: dict[Any, Any] = {}
-        for op in ops:
-            name = name_of(op)
-            if name in _DECLARATIONS or name == "graph.rms_norm":
+        """Put the attributes. Raises TileirError for an operation that no stage takes."""
+        function = step_function(module)
+        *body, end = operations(function)
+        matcher = _Matcher(*function.regions[0].blocks[0].arguments)
+        for index, op in enumerate(body):
+            if name_of(op) not in DECLARATIONS:
+                matcher.take(index, op)
+        sampled = [producer(value) for value in end.operands]
+        if [op and name_of(op) for op in sampled] != ["graph.sample"]:
+            raise _refuse(end, "the function returns something else than a token", "sample it")
+        numbers = _put_numbers(matcher.stages())
+        for norm in (op for op in body if name_of(op) == "graph.rms_norm"):
+            first = min(numbers[reader.results[0]] for reader in readers(norm.results[0]))
+            put(norm, stage=first, stage_kind="contract")
+
+
+def _refuse(op: Any, what: str, hint: str = _CHAIN) -> TileirError:
+    return TileirError(what, location=located(op), hint=hint)
+
+
+@dataclass
+class _Stage:
+    """Operations that run together; `first` is the place of the first in the program.
+
+    linears: one, or a gate and its up. value: the last result, which other stages may read.
+    """
+
+    kind: str
+    first: int
+    ops: list[Any]
+    value: Any
+    linears: list[Any] = field(default_factory=list)
+
+    @property
+    def gated(self) -> bool:
+        """Whether it ends in a glu, behind which nothing goes."""
+        return len(self.linears) == 2
+
+    @property
+    def group(self) -> Any:
+        """What linears have in common that become one stage: the values that attention reads."""
+        names = [name_of(op) for op in [*self.ops, *readers(self.value)]]
+        fed = any(n in ("graph.rope", "graph.append", "graph.attention") for n in names)
+        return (True, self.linears[0].operands[0]) if self.linears and fed else (False, self.value)
+
+
+class _Matcher:
+    """Grows stages in program order. `ends`: stages by the value that they end in so far."""
+
+    def __init__(self, tokens: Any, positions: Any) -> None:
+        self.tokens, self.positions = tokens, positions
+        self.ends: dict[Any, _Stage] = {}
+        self.rules: dict[str, Callable[[int, Any], None]] = {
+            "graph.embedding": self._embedding,
+            "graph.rms_norm": self._norm,
+            "graph.linear": self._linear,
+            "graph.rope": self._rope,
+            "graph.append": self._append,
+            "graph.glu": self._glu,
+            "graph.add": self._add,
+            "graph.attention": self._attention,
+            "graph.sample": self._sample,
+        }
+
+    def take(self, index: int, op: Any) -> None:
+        """Put operation number `index` into a stage."""
+        rule = self.rules.get(name_of(op))
+        if rule is None:
+            raise _refuse(
+                op, f"no stage takes {name_of(op)}", f"supported: {', '.join(self.rules)}"
+            )
+        rule(index, op)
+
+    def _embedding(self, index: int, op: Any) -> None:
+        if op.operands[1] != self.tokens:
+            raise _refuse(op, "an embedding of other tokens than the step's", "look up argument 0")
+        self._alone("map", index, op)
+
+    def _norm(self, _index: int, op: Any) -> None:
+        names = sorted({name_of(reader) for reader in readers(op.results[0])})
+        if names != ["graph.linear"]:
+            hint = "a norm goes into the linears that read it, and only those may"
+            raise _refuse(op, f"rms_norm is read by {', '.join(names) or 'nothing'}", hint)
+
+    def _linear(self, index: int, op: Any) -> None:
+        self._alone("contract", index, op)
+        self.ends[op.results[0]].linears.append(op)
+
+    def _rope(self, _index: int, op: Any) -> None:
+        self._placed(op, 1)
+        self._extend(self._before(op, op.operands[0]), op)
+
+    def _append(self, _index: int, op: Any) -> None:
+        self._placed(op, 2)
+        state, x, _ = op.operands
+        owner = producer(state)
+        if owner is None or name_of(owner) != "graph.state" or len(readers(state)) != 1:
+            raise _refuse(op, "a state with several readers", "append once to a state, then read")
+        stage = self.ends.get(x)
+        if stage is None or not stage.linears or stage.gated:
+            raise _refuse(op, f"graph.append follows no linear: {_origin(x)}")
+        stage.ops.append(op)
+
+    def _glu(self, _index: int, op: Any) -> None:
+        gate, up = (self._before(op, value) for value in op.operands)
+        if gate is up or len(gate.ops + up.ops) != 2:
+            raise _refuse(op, "gate and up are no two linears")
+        if gate.linears[0].operands[0] != up.linears[0].operands[0]:
+            raise _refuse(op, "gate and up read different values")
+        gate.first = min(gate.first, up.first)
+        gate.ops, gate.linears = gate.ops + up.ops, gate.linears + up.linears
+        del self.ends[up.value]
+        self._extend(gate, op)
+
+    def _add(self, _index: int, op: Any) -> None:
+        """The latest linear takes the sum, so that the other summand is there before."""
+        hosts = [self.ends[v] for v in op.operands if v in self.ends and _only(op, v)]
+        hosts = [stage for stage in hosts if stage.linears and not stage.gated]
+        if not hosts or op.operands[0] == op.operands[1]:
+            what = " and ".join(_origin(v) for v in op.operands)
+            raise _refuse(op, f"graph.add follows no linear of its own: {what}")
+        self._extend(max(hosts, key=lambda stage: stage.first), op)
+
+    def _attention(self, index: int, op: Any) -> None:
+        self._placed(op, 3)
+        for state in list(op.operands)[1:3]:
+            owner = producer(state)
+            if owner is None or name_of(owner) != "graph.append":
+                raise _refuse(op, "attention over a state without the step's row", "append first")
+        self._alone("attend", index, op)
+
+    def _sample(self, index: int, op: Any) -> None:
+        self._before(op, op.operands[0])
+        self._alone("select", index, op)
+
+    def _alone(self, kind: str, index: int, op: Any) -> None:
+        self.ends[op.results[0]] = _Stage(kind, index, [op], op.results[0])
+
+    def _placed(self, op: Any, operand: int) -> None:
+        if op.operands[operand] != self.positions:
+            raise _refuse(op, f"{name_of(op)} at other positions than the step's", "use argument 1")
+
+    def _before(self, op: Any, value: Any) -> _Stage:
+        """The stage of linears that ends in a value which nobody but `op` takes further."""
+        stage = self.ends.get(value)
+        if stage is None or not stage.linears or stage.gated:
+            raise _refuse(op, f"{name_of(op)} follows no linear: {_origin(value)}")
+        if not _only(op, value):
+            names = ", ".join(sorted(name_of(r) for r in readers(value) if r != op))
+            raise _refuse(op, f"what {name_of(op)} reads, {names} reads too")
+        return stage
+
+    def _extend(self, stage: _Stage, op: Any) -> None:
+        del self.ends[stage.value]
+        stage.ops.append(op)
+        stage.value = op.results[0]
+        self.ends[stage.value] = stage
+
+    def stages(self) -> list[list[_Stage]]:
+        """Stages in an order in which each reads only earlier ones; linears for attention together."""
+        groups: dict[Any, list[_Stage]] = {}
+        for stage in sorted(self.ends.values(), key=lambda stage: stage.first):
+            groups.setdefault(stage.group, []).append(stage)
+        members = list(groups.values())
+        number = {s.value: n for n, group in enumerate(members) for s in group}
+        graph = nx.DiGraph()
+        graph.add_nodes_from(range(len(members)))
+        for n, group in enumerate(members):
+            for stage in group:
+                for op in stage.ops:
+                    graph.add_edges_from((number[v], n) for v in self._read(op, stage))
+        loop = next(nx.simple_cycles(graph), None)
+        if loop:
+            op = members[max(loop)][-1].ops[-1]
+            raise _refuse(op, f"{name_of(op)} needs what its own stage makes")
+        order = nx.lexicographical_topological_sort(graph, key=lambda n: members[n][0].first)
+        return [members[n] for n in order]
+
+    def _read(self, op: Any, stage: _Stage) -> list[Any]:
+        """The values that an operation of a stage reads from stages' ends."""
+        found = []
+        inside = [o.results[0] for o in stage.ops]
+        for value in op.operands:
+            owner = producer(value)
+            if owner is None or name_of(owner) in DECLARATIONS or value in inside:
                 continue
-            if name == "graph.linear":
-                key = (op.operands[0], _purpose(op))
-                leader = leaders.setdefault(key, op) if key[1] != "plain" else op
-            elif name in _ROOTS:
-                leader = op
-            else:
-                leader = _linear_behind(op, leader_of)
-            leader_of[op.results[0]] = leader
-        self._number(ops, leader_of)
-
-    def _number(self, ops: list[Any], leader_of: dict[Any, Any]) -> None:
-        numbers: dict[Any, int] = {}
-        for op in ops:
-            leader = leader_of.get(op.results[0])
-            if leader is not None:
-                number = numbers.setdefault(leader.results[0], len(numbers))
-                put(op, stage=number, stage_kind=_ROOTS.get(name_of(leader), "contract"))
-        for op in ops:
-            if name_of(op) != "graph.rms_norm":
-                continue
-            readers = [use.owner for use in op.results[0].uses]
-            if not readers or any(name_of(r) != "graph.linear" for r in readers):
-                names = ", ".join(sorted({name_of(r) for r in readers})) or "nothing"
-                raise TileirError(
-                    f"rms_norm is read by {names}",
-                    location=located(op),
-                    hint="norms are fused into the linears that read them, and only those may",
-                )
-            first = min(numbers[leader_of[r.results[0]].results[0]] for r in readers)
-            put(op, stage=first, stage_kind="contract")
+            if name_of(owner) == "graph.rms_norm":
+                value = owner.operands[0]
+            elif name_of(owner) == "graph.append":
+                value = owner.operands[1]
+            if value not in self.ends:
+                raise _refuse(op, f"{name_of(op)} reads inside a stage: {_origin(value)}")
+            found.append(value)
+        return found
 
 
-def _purpose(linear: Any) -> str:
-    """What a linear's result is for: "attention", "glu" or "plain"."""
-    users = [name_of(use.owner) for use in linear.results[0].uses]
-    if any(u in ("graph.rope", "graph.append", "graph.attention") for u in users):
-        return "attention"
-    return "glu" if "graph.glu" in users else "plain"
+def _only(op: Any, value: Any) -> bool:
+    """Whether nobody but `op` reads a value, appends aside."""
+    return all(r == op or name_of(r) == "graph.append" for r in readers(value))
 
 
-def _linear_behind(op: Any, leader_of: dict[Any, Any]) -> Any:
-    """The leader of the stage of the linear that an elementwise op follows."""
-    for value in reversed(list(op.operands)):
-        leader = leader_of.get(value)
-        if leader is not None and name_of(leader) == "graph.linear":
-            return leader
-    raise TileirError(
-        f"{name_of(op)} follows no linear",
-        location=located(op),
-        hint="elementwise operations are fused behind the linear that makes their operand",
-    )
+def _origin(value: Any) -> str:
+    owner = producer(value)
+    return "it reads an argument" if owner is None else f"it reads a {name_of(owner)}"
+
+
+def _put_numbers(stages: list[list[_Stage]]) -> dict[Any, int]:
+    """Put the attributes; the stage of every result."""
+    numbers = {}
+    for number, group in enumerate(stages):
+        for op in (op for stage in group for op in stage.ops):
+            numbers[op.results[0]] = number
+            put(op, stage=number, stage_kind=group[0].kind)
+    return numbers

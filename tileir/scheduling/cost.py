@@ -1,28 +1,44 @@
-"""What a stage costs on a target, in µs. Coarse on purpose: it ranks candidates."""
+"""What a stage costs on a target, in µs. Coarse on purpose: it ranks candidates.
+
+A stage streams what it owns at the target's measured rate and pays a hop for every exchange that it waits for.
+"""
 
 from tileir.scheduling.assign import MAX_SPLITS
 from tileir.target import Target
 
+ELEMENT_BYTES = 2
+# Every split is a record more that the combine polls: about 2 % of a hop.
+SPLIT_HOPS = 0.02
 
-def stream_us(target: Target, size: float, busy_sms: int) -> float:
-    """Time to stream `size` bytes through `busy_sms` of the target's SMs."""
-    return size / (target.stream_tbps * 1e6 * min(1.0, busy_sms / target.sms))
+
+def stream_us(target: Target, size: float) -> float:
+    """Time to stream `size` bytes through all SMs."""
+    return size / (target.stream_tbps * 1e6)
+
+
+def contract_us(target: Target, rows: int, k: int) -> float:
+    """Time of a contraction of `rows` weight rows over `k` values, and of its exchange.
+
+    Remainders rotate over the SMs and rings take up the rest, so that a step streams evenly.
+    """
+    return stream_us(target, ELEMENT_BYTES * rows * k) + target.hop_us
 
 
 def attend_us(target: Target, kv_heads: int, head_size: int, splits: int, rows: int) -> float:
-    """Time of split attention over `rows` old rows, and of its combine."""
-    tasks = kv_heads * splits
-    rounds = -(-tasks // target.sms)
-    share = 4 * head_size * -(-rows // splits) * rounds
-    per_sm = target.stream_tbps * 1e6 / target.sms
-    # Every split is a record that the combine polls: about 2 % of a hop each.
-    return share / per_sm + target.hop_us * (2 + 0.02 * splits)
+    """Time of split attention over `rows` old rows, of its exchange and its combine's."""
+    rounds = -(-kv_heads * splits // target.sms)
+    share = 2 * ELEMENT_BYTES * head_size * -(-rows // splits) * rounds
+    return stream_us(target, share * target.sms) + target.hop_us * (2 + SPLIT_HOPS * splits)
 
 
-def choose_splits(target: Target, kv_heads: int, head_size: int, context: int) -> int:
-    """The cheapest number of splits for a half-full context."""
+def usual_rows(context: int, window: int) -> int:
+    """Old rows of a half-full context, of which attention sees `window` (0: all)."""
+    return min(context // 2, window) if window else context // 2
+
+
+def choose_splits(target: Target, kv_heads: int, head_size: int, rows: int) -> int:
+    """The cheapest number of splits for `rows` old rows; no SM gets two tasks, if heads allow."""
     most = max(1, min(MAX_SPLITS, target.sms // kv_heads))
     return min(
-        range(1, most + 1),
-        key=lambda s: (attend_us(target, kv_heads, head_size, s, context // 2), s),
+        range(1, most + 1), key=lambda s: (attend_us(target, kv_heads, head_size, s, rows), s)
     )

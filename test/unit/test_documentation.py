@@ -1,0 +1,89 @@
+"""What README and examples say works, as written."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tileir.errors import TileirError
+from tileir.frontends.torch_export.smollm2 import prepare_smollm2
+from tileir.tools.opt import main
+
+ROOT = Path(__file__).parent.parent.parent
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#:]+)\)")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/journey.md", "docs/ir.md")
+EXAMPLES = ("own_module", "hf_model")
+
+
+def run(command: list[str], folder: Path) -> str:
+    """What a command prints; it must succeed."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder that looks like the repository; what commands write stays in it."""
+    try:
+        prepare_smollm2(ROOT / ".cache")
+    except TileirError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    for entry in ROOT.iterdir():
+        if not entry.name.startswith(".git"):
+            (tmp_path / entry.name).symlink_to(entry)
+    return tmp_path
+
+
+def test_readme_as_written(checkout: Path) -> None:
+    blocks = BLOCK.findall((ROOT / "README.md").read_text())
+    assert [kind for kind, _ in blocks] == ["python", "sh"]
+    (_, python), (_, shell) = blocks
+    printed = run([sys.executable, "-c", python], checkout).splitlines()
+    tokens = [int(line) for line in printed if line.isdigit()]
+    assert len(tokens) == 4
+    (checkout / "smollm2.tileir").unlink()
+    if not (ROOT / ".venv/bin/activate").is_file():
+        shell = shell.replace("source .venv/bin/activate\n", "")
+    printed_by_shell = run(["bash", "-euo", "pipefail", "-c", shell], checkout)
+    assert "rows of" in printed_by_shell
+    assert 'payload = "bf16x2"' in printed_by_shell
+    assert " Paris" in printed_by_shell
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples(name: str, tmp_path: Path) -> None:
+    """They compare themselves with PyTorch and end with an error if it says otherwise."""
+    assert run([sys.executable, str(ROOT / f"examples/{name}.py")], tmp_path)
+
+
+def test_each_stop_leads_to_the_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The commands of examples/look_at_ir.py, run as printed, write the files it wrote."""
+    out = run([sys.executable, str(ROOT / "examples/look_at_ir.py"), "ir"], tmp_path)
+    files = sorted((tmp_path / "ir").iterdir())
+    commands = re.findall(r"tileir-opt (\S+) --pass-pipeline='(.*)'", out)
+    assert len(files) == len(commands) + 1
+    for (path, pipeline), wanted in zip(commands, files[1:], strict=True):
+        assert main([str(tmp_path / path), f"--pass-pipeline={pipeline}"]) == 0
+        assert capsys.readouterr().out.strip() == wanted.read_text().strip()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    path = ROOT / document
+    for target in LINK.findall(path.read_text()):
+        assert (path.parent / target).exists(), target

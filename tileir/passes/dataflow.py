@@ -1,0 +1,51 @@
+"""Producers and readers in a graph-level function, and what an earlier pass must have decided."""
+
+from typing import Any
+
+from tileir.dialect.attributes import get, located, name_of, walk
+from tileir.errors import ContractError
+from tileir.mlir import ir
+
+DECLARATIONS = ("graph.weight", "graph.constant", "graph.state")
+
+
+def step_function(module: Any) -> Any:
+    """The module's only function. Raises ContractError if there are none or several."""
+    functions = list(walk(module, "func.func"))
+    if len(functions) != 1:
+        raise ContractError(
+            f"the module holds {len(functions)} functions", hint="a model is one func.func @step"
+        )
+    return functions[0]
+
+
+def operations(function: Any) -> list[Any]:
+    """The operations of a function's body, in order, its return last."""
+    return [op.operation for op in function.regions[0].blocks[0]]
+
+
+def producer(value: Any) -> Any | None:
+    """The operation that makes a value; None for a function's argument."""
+    owner = value.owner
+    return None if isinstance(owner, ir.Block) else owner.operation
+
+
+def readers(value: Any) -> list[Any]:
+    """The operations that read a value, each once."""
+    found: list[Any] = []
+    for use in value.uses:
+        if use.owner.operation not in found:
+            found.append(use.owner.operation)
+    return found
+
+
+def decided(op: Any, name: str, by: str) -> Any:
+    """An attribute that something earlier puts. Raises ContractError if it is missing."""
+    value = get(op, name)
+    if value is None:
+        raise ContractError(
+            f"{name_of(op)} has no {name!r}",
+            location=located(op),
+            hint=f"{by} puts it: run it first",
+        )
+    return value
