@@ -22,8 +22,8 @@ lint: $(READY)
 	$(BIN)/ruff format --check --quiet .
 	rm -rf $(TREE) && mkdir -p $(TREE)
 	cp -Rp tileir $(TREE)/ && cp -Rp frontends runtime $(TREE)/tileir/
-	cd $(TREE) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
-	cd $(TREE) && $(CURDIR)/$(BIN)/lint-imports --config $(CURDIR)/pyproject.toml
+	cd $(TREE) && $(CURDIR)/$(BIN)/mypy --cache-dir $(CURDIR)/.mypy_cache --config-file $(CURDIR)/pyproject.toml
+	cd $(TREE) && $(CURDIR)/$(BIN)/lint-imports --no-logo --config $(CURDIR)/pyproject.toml
 
 setup: $(READY)
 

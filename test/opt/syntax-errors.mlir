@@ -1,7 +1,7 @@
 // RUN: not tileir-opt %s 2>&1 | filecheck %s
 
-// CHECK: syntax-errors.mlir:6:26: error:
-// CHECK: func.func @broken(%a: i3
+// CHECK: syntax-errors.mlir:7:2: error: expected
+// CHECK: {{^}}}
 // CHECK: ^
 func.func @broken(%a: i32 {
 }

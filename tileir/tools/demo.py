@@ -2,6 +2,7 @@
 
 import sys
 import time
+import warnings
 from pathlib import Path
 
 from rich.console import Console
@@ -31,7 +32,8 @@ def pick_target() -> str:
 
 def main() -> int:
     """Exit status 0 if text came out."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
+    warnings.simplefilter("ignore", FutureWarning)  # torch.export's, about itself
     try:
         return run(console)
     except TileirError as error:
