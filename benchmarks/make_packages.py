@@ -7,6 +7,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 import tileir
 from benchmarks.llama import SHAPES, config_of
 from test.gpu.mutants import MUTANTS, patched
@@ -15,15 +18,46 @@ from tileir.frontends.torch_export import export_decode, fake_hf, load_hf
 CONTEXTS = {"smollm2-135m": 2048}
 
 
-def tiny() -> Any:
-    """A model of two small layers, for sanitizers."""
+TINY: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "tiny-biased": {"attention_bias": True},
+    "tiny-one-kv-head": {"num_key_value_heads": 1},
+    "tiny-wide-heads": {"head_dim": 128},
+    "tiny-odd": {"hidden_size": 144, "intermediate_size": 200, "vocab_size": 994},
+}
+
+
+def tiny(**changes: Any) -> Any:
+    """A model of two small layers, for sanitizers and comparisons."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=2, head_dim=32,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval().requires_grad_(False)
+    facts = {
+        "vocab_size": 512,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "head_dim": 32,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+    }
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**(facts | changes))).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        noise = torch.randn_like(parameter)
+        parameter.copy_(noise * 0.1 if parameter.ndim > 1 else 1 + 0.1 * noise)
+    return model
+
+
+def write_case(folder: Path, name: str, model: Any) -> None:
+    """A package for the GPU, its weights, and what the reference device says in the kernel's rounding."""
+    package = tileir.compile(export_decode(model, 128), target="h100")
+    package.save(folder / f"{name}.tileir")
+    weights = {k: v.numpy() for k, v in model.state_dict().items()}
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, 40).tolist()
+    virtual = tileir.compile(export_decode(model, 128), target="virtual")
+    logits = virtual.load(weights, "reference-bf16").logits(ids)
+    np.savez(folder / f"{name}.npz", ids=ids, logits=logits, **weights)
 
 
 def main() -> None:
@@ -36,7 +70,8 @@ def main() -> None:
     for name in SHAPES:
         program = export_decode(fake_hf(config_of(name)), CONTEXTS.get(name, 4096))
         tileir.compile(program, target="h100").save(args.folder / f"{name}.tileir")
-    tileir.compile(export_decode(tiny(), 64), target="h100").save(args.folder / "tiny.tileir")
+    for name, changes in TINY.items():
+        write_case(args.folder, name, tiny(**changes))
     program = export_decode(load_hf(args.model), 2048)
     tileir.compile(program, target="h100").save(args.folder / "smollm2.tileir")
     for name, (places, make) in MUTANTS.items():

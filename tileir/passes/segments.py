@@ -91,10 +91,11 @@ def _plain(linear: Any, members: Sequence[Any]) -> Run:
         ):
             chain.append(op)
             values.append(op.results[0])
-    rows = _rows(linear, 2)
+    rows = _rows(linear, 1)
     tiles = -(-rows // TILE_ROWS)
     run = Run([linear], chain, rows, tiles, tiles)
-    if not run.sampled or run.biases:  # logits past the vocabulary are no candidates
+    # Logits past the vocabulary are no candidates: their last tile may be short.
+    if not run.sampled or run.biases:
         _rows(linear, TILE_ROWS)
     for op in chain:
         if name_of(op) == "graph.rope":
@@ -116,8 +117,7 @@ def _rows(linear: Any, multiple: int) -> int:
         raise TileirError(
             f"a linear of {rows} rows",
             location=located(linear),
-            hint=f"here rows are multiples of {multiple}; logits without bias of 2, gate and up of "
-            f"{HALF_ROWS}, others of {TILE_ROWS}",
+            hint=f"here rows are multiples of {multiple}; only logits without bias may end anywhere",
         )
     return rows
 

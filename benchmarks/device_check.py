@@ -1,0 +1,72 @@
+"""The kernel on a GPU against what the reference device said where there is MLIR; needs neither MLIR nor torch.
+
+    python -m benchmarks.device_check FOLDER
+
+FOLDER holds the `tiny-….tileir` and `tiny-….npz` of benchmarks/make_packages.py.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tileir.errors import DeviceHang
+from tileir.package import load_package
+from tileir.runtime.session import CudaSession
+
+
+def check(folder: Path, name: str) -> dict[str, Any]:
+    """Compare one model: logits, bits, stop ids, leaving early, and a hang that explains itself."""
+    case = dict(np.load(folder / f"{name}.npz"))
+    ids, wanted = case.pop("ids").tolist(), case.pop("logits")
+    session = CudaSession(load_package(folder / f"{name}.tileir"), case)
+    found = session.logits(ids)
+    tokens = list(session.generate(ids, 24))
+    stop = tokens[5]
+    stopped = list(session.generate(ids, 24, stop_ids=[stop]))
+    iterator = session.generate(ids, 24)
+    first = next(iterator)
+    iterator.close()
+    report = {
+        "error": float(np.abs(found - wanted).max() / np.abs(wanted).max()),
+        "bits": bool(np.array_equal(found, session.logits(ids))),
+        "first": tokens[0] == int(found[-1].argmax()) == first,
+        "stop": stopped == tokens[: tokens.index(stop) + 1],
+        "hang": hangs(session, ids),
+        "again": list(session.generate(ids, 24)) == tokens,
+    }
+    session.close()
+    report["passed"] = report["error"] < 0.02 and all(v for k, v in report.items() if k != "error")
+    return report
+
+
+def hangs(session: CudaSession, ids: list[int]) -> bool:
+    """A channel that nobody writes ends in DeviceHang, within seconds, and the report names the row."""
+    device, table = session._device, np.asarray(session.manifest["table"], np.uint32)
+    broken = table.copy()
+    # Row 4 receives from the records' memory, whose packets never have this step's epoch in time.
+    broken[4, 2] = table[-1, 2]
+    device.upload(broken, session._table)
+    try:
+        list(session.generate(ids, 4))
+    except DeviceHang as error:
+        print(error, flush=True)
+        return "row 4" in str(error) and "packet" in str(error)
+    finally:
+        device.upload(table, session._table)
+    return False
+
+
+def main() -> int:
+    """Exit status 1 if a check fails."""
+    folder, status = Path(sys.argv[1]), 0
+    for path in sorted(folder.glob("tiny*.npz")):
+        report = check(folder, path.stem)
+        print(path.stem, report, flush=True)
+        status |= not report["passed"]
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
