@@ -214,8 +214,9 @@ class _Matcher:
                     graph.add_edges_from((number[v], n) for v in self._read(op, stage))
         loop = next(nx.simple_cycles(graph), None)
         if loop:
-            op = members[max(loop)][-1].ops[-1]
-            raise _refuse(op, f"{name_of(op)} needs what its own stage makes")
+            op = members[min(loop)][0].ops[0]
+            hint = "linears on the same values that feed attention share a stage"
+            raise _refuse(op, f"the stage of {name_of(op)} waits for what it makes itself", hint)
         order = nx.lexicographical_topological_sort(graph, key=lambda n: members[n][0].first)
         return [members[n] for n in order]
 
