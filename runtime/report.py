@@ -5,18 +5,10 @@ from typing import Any
 
 import numpy as np
 
-WAITS = {
-    1: "packet",
-    2: "a free ring slot",
-    3: "an earlier copy to land",
-    4: "a full ring slot",
-    5: "the step record",
-}
-
 
 def describe_hang(words: np.ndarray, manifest: dict[str, Any]) -> str:
     """Who waited for what, most frequent first. words: [sms · (warps + 2), 8] uint32, see codegen/kernel.py."""
-    warps = manifest["warps"]
+    warps, waits = manifest["warps"], manifest["report"]["waits"]
     lines: Counter[str] = Counter()
     example: dict[str, str] = {}
     for index, (code, row, epoch, detail, *_) in enumerate(words.tolist()):
@@ -25,7 +17,7 @@ def describe_hang(words: np.ndarray, manifest: dict[str, Any]) -> str:
         sm, warp = divmod(index, warps + 2)
         role = "consumer" if warp < warps else ("tape loader", "state loader")[warp - warps]
         body = manifest["row_bodies"][row % len(manifest["row_bodies"])]
-        what = f"{role} in row {row} ({body}) waited for {WAITS.get(code, code)} in epoch {epoch}"
+        what = f"{role} in row {row} ({body}) waited for {waits[code - 1]} in epoch {epoch}"
         lines[what] += 1
         example.setdefault(what, f"SM {sm}, warp {warp}, number {detail}")
     head = "a wait on the device ran out of time; all blocks ended"

@@ -13,8 +13,6 @@ from tileir.runtime.driver import Device
 from tileir.runtime.loader import Progress, pack_tape, upload_constants
 from tileir.runtime.report import describe_hang
 
-REPORT_OFFSET, REPORT_BYTES = 256, 32
-MAILBOX_WORDS = 16  # before the tokens
 MAX_STOP_IDS = 64
 LIMIT_CLOCKS = 4_000_000_000  # about 2 s at 1.98 GHz
 
@@ -48,8 +46,11 @@ class CudaSession:
         self._prompt = d.allocate(4 * m["context"], "the prompt")
         self._stops = d.allocate(4 * MAX_STOP_IDS, "stop ids")
         self._warps = m["sms"] * (m["warps"] + 2)
-        self._control = d.allocate(REPORT_OFFSET + self._warps * REPORT_BYTES, "control")
-        self._mailbox, self._mailbox_device = d.mapped(MAILBOX_WORDS + m["context"] + 1)
+        report = m["report"]
+        self._control_bytes = report["offset"] + self._warps * report["bytes"]
+        self._control = d.allocate(self._control_bytes, "control")
+        self._first_token = m["mailbox"]["tokens"] // 4
+        self._mailbox, self._mailbox_device = d.mapped(self._first_token + m["context"] + 1)
         self._logits = 0
         d.upload(table, self._table)
         self._epoch = 0
@@ -125,7 +126,7 @@ class CudaSession:
             d.fill(self._exchange, m["memory"]["exchange"])
             self._epoch = 0
         self._mailbox[:] = 0
-        d.fill(self._control, REPORT_OFFSET + self._warps * REPORT_BYTES)
+        d.fill(self._control, self._control_bytes)
         d.upload(np.asarray(ids, np.int32), self._prompt)
         d.upload(np.asarray([*stop_ids, 0], np.int32), self._stops)
         pointers = (
@@ -152,7 +153,7 @@ class CudaSession:
                 done = self._device.idle()
                 ready = int(self._mailbox[0])
                 while given < ready:
-                    yield int(self._mailbox[MAILBOX_WORDS + given])
+                    yield int(self._mailbox[self._first_token + given])
                     given += 1
                 if done and given >= int(self._mailbox[0]):
                     break
@@ -170,5 +171,7 @@ class CudaSession:
         self.last_milliseconds = d.milliseconds(self._begin, self._end)
         aborted = int(d.download(self._control, (1,), np.uint32)[0])
         if aborted and not stop:
-            words = d.download(self._control + REPORT_OFFSET, (self._warps, 8), np.uint32)
+            report = self.manifest["report"]
+            shape = (self._warps, report["bytes"] // 4)
+            words = d.download(self._control + report["offset"], shape, np.uint32)
             raise DeviceHang(describe_hang(words, self.manifest))

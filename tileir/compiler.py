@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from tileir.codegen.kernel import MAILBOX_TOKENS, REPORT_BYTES, REPORT_OFFSET, WAIT_CODES
 from tileir.codegen.plan import Plan, read_plan
 from tileir.codegen.ptx import DECODE, PACK, assemble, kernel_module, to_ptx
 from tileir.codegen.recipe import packing_recipe
@@ -117,7 +118,14 @@ def _manifest(device: Any, plan: Plan, recipe: dict[str, Any], target: Target) -
         "tokens": plan.tokens,
         "context": plan.context,
         "vocabulary": plan.vocabulary,
+        "devices": 1,
         "kernels": {"decode": DECODE, "pack": PACK},
+        "mailbox": {"tokens": MAILBOX_TOKENS},
+        "report": {
+            "offset": REPORT_OFFSET,
+            "bytes": REPORT_BYTES,
+            "waits": list(WAIT_CODES.values()),
+        },
         "bodies": [body.name for body in plan.bodies],
         "row_bodies": [get(row, "body") for row in plan.rows],
         "row_words": plan.row_words,

@@ -9,11 +9,11 @@
 !table = tensor<128x64xbf16, "buffer">
 !x = tensor<1x64xbf16, "channel">
 !y = tensor<1x2400xbf16, "channel">
-!s = tensor<2x512x16xbf16, "state">
+!s = tensor<2x4096x16xbf16, "state">
 !partial = tensor<1x4x1x18xf32, "channel">
 // CHECK: tileir.target = "virtual"
 // H100: tileir.target = "h100"
-module attributes {tileir.level = "tile", tileir.context = 512 : i64, tileir.vocabulary = 2080 : i64} {
+module attributes {tileir.level = "tile", tileir.context = 4096 : i64, tileir.vocabulary = 2080 : i64} {
   func.func @step() -> tensor<?xi32> {
     %table = "tile.buffer"() {sym_name = "embed", kind = "tensor"} : () -> !table
     %x = "tile.map"(%table) ({

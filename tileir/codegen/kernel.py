@@ -39,7 +39,13 @@ REPORT_OFFSET, REPORT_BYTES = 256, 32
 MAILBOX_TOKENS = 64
 
 # What a wait that ran out of time was waiting for.
-WAIT_CODES = {1: "packet", 2: "free slot", 3: "window", 4: "full slot", 5: "step record"}
+WAIT_CODES = {
+    1: "a packet",
+    2: "a free ring slot",
+    3: "an earlier copy to land",
+    4: "a full ring slot",
+    5: "the step record",
+}
 PACKET, EMPTY, WINDOW, FULL, RECORD = WAIT_CODES
 
 # Byte offsets in the scratch region.
