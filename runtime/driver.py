@@ -50,7 +50,7 @@ class Device:
         if index >= device_count():
             raise DeviceError(
                 f"no device cuda:{index}",
-                hint=f'this process sees {device_count()} GPUs; device="reference" needs none',
+                hint=f'GPUs that this process sees: {device_count()}; device="reference" needs none',
             )
         self.handle = call("cuDeviceGet", index)
         self.context = call("cuDevicePrimaryCtxRetain", self.handle)

@@ -57,7 +57,6 @@ class CudaSession:
         self._running = False
         self.device = f"cuda:{index} {d.name}"
         self.last_milliseconds = 0.0
-        self.last_steps = 0
 
     def _check_device(self, d: Device) -> None:
         m = self.manifest
@@ -144,7 +143,7 @@ class CudaSession:
         )
         self._end = d.event()
         self._epoch += steps
-        self.last_steps, self._running = steps, True
+        self._running = True
 
     def _stream(self, limit: int) -> Iterator[int]:
         given = 0

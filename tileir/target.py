@@ -35,7 +35,6 @@ class Target:
     hop_us: float
     chip: str = ""
     ptx: int = 0
-    max_tokens: int = 8
 
     @property
     def emits_ptx(self) -> bool:

@@ -295,6 +295,31 @@ module attributes {tileir.level = "graph"} {
     %x = "graph.embedding"(%w, %tokens) {scale = 1.0 : f64} : (!w, !p) -> !x
     %ks = "graph.state"() {sym_name = "k"} : () -> !s
     %vs = "graph.state"() {sym_name = "v"} : () -> !s
+    %k = "graph.linear"(%x, %w) : (!x, !w) -> !x
+    // expected-error @+1 {{a state with several readers}}
+    %a = "graph.append"(%ks, %k, %positions) : (!s, !x, !p) -> !s
+    %v = "graph.linear"(%x, %w) : (!x, !w) -> !x
+    %b = "graph.append"(%ks, %v, %positions) : (!s, !x, !p) -> !s
+    %l = "graph.linear"(%x, %w) : (!x, !w) -> !x
+    %t = "graph.sample"(%l) {kind = "argmax"} : (!x) -> !p
+    return %t : !p
+  }
+}
+
+// -----
+
+!p = tensor<?xi32>
+!x = tensor<?x64xbf16>
+!n = tensor<64xbf16>
+!w = tensor<64x64xbf16>
+!f = tensor<8xf32>
+!s = tensor<4x64x16xbf16>
+module attributes {tileir.level = "graph"} {
+  func.func @step(%tokens: !p, %positions: !p) -> !p {
+    %w = "graph.weight"() {sym_name = "w"} : () -> !w
+    %x = "graph.embedding"(%w, %tokens) {scale = 1.0 : f64} : (!w, !p) -> !x
+    %ks = "graph.state"() {sym_name = "k"} : () -> !s
+    %vs = "graph.state"() {sym_name = "v"} : () -> !s
     %q = "graph.linear"(%x, %w) : (!x, !w) -> !x
     %v = "graph.linear"(%x, %w) : (!x, !w) -> !x
     %va = "graph.append"(%vs, %v, %positions) : (!s, !x, !p) -> !s

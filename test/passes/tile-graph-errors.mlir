@@ -1,13 +1,4 @@
 // RUN: tileir-opt %s --split-input-file --verify-diagnostics --pass-pipeline='builtin.module(graph-fuse,specialize-gpu,tile-graph)'
-// RUN: not tileir-opt %S/tile-graph.mlir --split-input-file --pass-pipeline='builtin.module(tile-graph)' 2>&1 | filecheck %s --check-prefix=STAGE
-// RUN: not tileir-opt %S/tile-graph.mlir --split-input-file --pass-pipeline='builtin.module(graph-fuse,tile-graph)' 2>&1 | filecheck %s --check-prefix=DEVICES
-// RUN: not tileir-opt %S/tile-graph.mlir --split-input-file --pass-pipeline='builtin.module(graph-fuse,specialize-gpu,tile-graph{tokens=0})' 2>&1 | filecheck %s --check-prefix=TOKENS
-
-// STAGE: graph.embedding has no 'stage'
-// STAGE: graph-fuse puts it: run it first
-// DEVICES: graph.embedding has no 'devices'
-// DEVICES: specialize-gpu puts it: run it first
-// TOKENS: 0 tokens a step
 
 !p = tensor<?xi32>
 !x = tensor<?x32xbf16>

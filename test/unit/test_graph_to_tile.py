@@ -81,6 +81,11 @@ CASES = {
         append("raw", "raw_0", "lk"), rope("k", "lk"), append("ka", "k_0", "k"),
         append("va", "v_0", "v"), attention("a", "lq", "ka", "va"), linear("y", "a", "w4"),
     ],
+    "values behind attention": [
+        linear("q", "x", "w1"), linear("k", "x", "w2"), linear("v", "x", "w3"),
+        append("ka", "k_0", "k"), append("va", "v_0", "v"), attention("a", "q", "ka", "va"),
+        linear("o", "a", "w4"), add("y", "o", "v"),
+    ],
     "linears in a row, a sum of two": [
         linear("a", "x", "w1"), norm("h", "a"), linear("b", "h", "w2"), linear("c", "h", "w3"),
         add("d", "c", "b"), linear("y", "d", "w4", "n"),

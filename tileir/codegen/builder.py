@@ -56,7 +56,7 @@ def _compare(predicate: str) -> Callable[[Value, Any], Value]:
     return _operator(partial(arith.cmpi, getattr(arith.CmpIPredicate, predicate)))
 
 
-eq, ne, ult, ule, uge, slt = (_compare(p) for p in ("eq", "ne", "ult", "ule", "uge", "slt"))
+eq, ne, ult, uge = (_compare(p) for p in ("eq", "ne", "ult", "uge"))
 umin = _operator(arith.minui)
 umax = _operator(arith.maxui)
 fmax = _operator(None, arith.maximumf)
@@ -112,11 +112,6 @@ def pack(low: Value, high: Value) -> Value:
     """Two f32 rounded to nearest even bf16, as one i32."""
     rounded = arith.truncf(type_of("vector<2xbf16>"), vec(low, high))
     return llvm.bitcast(type_of("i32"), rounded)
-
-
-def to_float(value: Value) -> Value:
-    """An unsigned integer as f32."""
-    return arith.uitofp(type_of("f32"), value)
 
 
 def element(value: Value, index: int) -> Value:

@@ -10,7 +10,7 @@ from typing import Any
 from tileir.codegen import builder as b
 from tileir.codegen.plan import HEADER_WORDS, UNIT, Body, Plan, Ring
 from tileir.dialect.attributes import place_of
-from tileir.mlir import ir, llvm, nvvm
+from tileir.mlir import llvm, nvvm
 
 Value = Any
 
@@ -56,8 +56,6 @@ RECORD_DATA = 768  # i32 position, i32 stop
 DEAD = 784  # i32: this block gave up
 FINISHED = 788  # i32: no further step will be consumed
 RECORD_FULL, RECORD_EMPTY = 800, 808
-
-PARITY_START = {"consumer": 0, "loader": 1}
 
 
 class Kernel:
@@ -166,16 +164,14 @@ class Kernel:
         first = b.both(late | raised, b.negate(gone))
         give_up = b.negate(agree(b.negate(late | raised | gone)))
 
-        def report() -> None:
-            where = (self.sm * (self.plan.warps + 2) + self.warp) * REPORT_BYTES
-            to = b.at(self.arg["control"], b.i64(where), REPORT_OFFSET)
-            facts = b.vec(b.const(code), self.row, self.epoch, detail)
-            b.store(facts, to, 16)
-
-        # Every warp of a block that gives up reports once: `seen` is the report's own code.
+        # Every warp of a block that gives up reports once: its own report's code tells whether it did.
         where = (self.sm * (self.plan.warps + 2) + self.warp) * REPORT_BYTES
         mine = b.at(self.arg["control"], b.i64(where), REPORT_OFFSET)
         unreported = b.eq(b.load("i32", mine, 4, volatile_=True), 0)
+
+        def report() -> None:
+            b.store(b.vec(b.const(code), self.row, self.epoch, detail), mine, 16)
+
         b.if_(b.both(give_up, unreported), report)
         b.if_(first, lambda: b.store(b.const(1), dead, 4, volatile_=True))
         return [since, b.negate(give_up)]
@@ -260,8 +256,3 @@ def dead(kernel: Kernel) -> Value:
     """Whether this block has given up."""
     flag = b.load("i32", b.at(kernel.scratch, None, DEAD), 4, volatile_=True)
     return b.ne(flag, 0)
-
-
-def argument_types() -> list[Any]:
-    """The kernel arguments' types."""
-    return [ir.Type.parse(t) for t in ARGUMENTS.values()]

@@ -150,7 +150,6 @@ class _Matcher:
             raise _refuse(op, "gate and up are no two linears")
         if gate.linears[0].operands[0] != up.linears[0].operands[0]:
             raise _refuse(op, "gate and up read different values")
-        gate.first = min(gate.first, up.first)
         gate.ops, gate.linears = gate.ops + up.ops, gate.linears + up.linears
         del self.ends[up.value]
         self._extend(gate, op)

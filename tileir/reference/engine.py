@@ -13,7 +13,6 @@ from tileir.dialect.engine import declarations
 from tileir.errors import DeviceHang, TileirError
 from tileir.packing import constant, pack_row
 from tileir.reference.arithmetic import (
-    LOWEST,
     Array,
     best_of,
     combine,
@@ -440,6 +439,3 @@ class _RowSink:
 def _ordered(body: Any) -> bool:
     """Whether every state that a body appends to is released by it."""
     return len(list(walk(body, "tile.append"))) <= len(get(body, "release", []))
-
-
-assert LOWEST < 0
