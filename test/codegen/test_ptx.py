@@ -68,3 +68,8 @@ def test_tape_holds_every_weight_once(package: Package) -> None:
 def test_head_sizes_that_have_no_kernel() -> None:
     with pytest.raises(TileirError, match="head size 48"):
         compiled(head_dim=48)
+
+
+def test_queries_that_do_not_fit_the_registers() -> None:
+    with pytest.raises(TileirError, match=r"(?s)spills .* queries a kv head"):
+        compiled(num_attention_heads=8, num_key_value_heads=1, head_dim=128)

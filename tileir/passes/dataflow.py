@@ -10,11 +10,13 @@ DECLARATIONS = ("graph.weight", "graph.constant", "graph.state")
 
 
 def step_function(module: Any) -> Any:
-    """The module's only function. Raises ContractError if there are none or several."""
+    """The module's only function, of tokens and positions. Raises ContractError if it has another."""
     functions = list(walk(module, "func.func"))
-    if len(functions) != 1:
+    takes = [len(function.regions[0].blocks[0].arguments) for function in functions]
+    if takes != [2]:
         raise ContractError(
-            f"the module holds {len(functions)} functions", hint="a model is one func.func @step"
+            f"the module holds {len(functions)} functions, of {takes} arguments",
+            hint="a model is one func.func @step of tokens and positions",
         )
     return functions[0]
 

@@ -1,4 +1,7 @@
-"""What tile stages address: packed constants, rope tables, states; each declared once, where it is first needed."""
+"""What tile stages address: packed constants, rope tables, states.
+
+Each is declared once, where it is first needed.
+"""
 
 from typing import Any
 

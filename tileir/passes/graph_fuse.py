@@ -22,18 +22,15 @@ class GraphFusePass(Pass):
     earlier ones, and `stage_kind` ("contract", "attend", "map" or "select"). A linear takes the
     rope, appends and residual adds behind it, a pair of linears its glu. Linears that read the same
     values and feed attention share a stage. rms_norm belongs to the linears that read it: to the
-    first stage by its attribute, repeated in the prologues of the others. All this follows from
-    producers and readers alone.
+    first stage by its attribute, repeated in the prologues of the others.
 
         %h = "graph.rms_norm"(%x, %w)
         %l = "graph.linear"(%h, %wq)
-        %q = "graph.rope"(%l, %positions, %f)
-        %s = "graph.attention"(%q, …)
+        %s = "graph.attention"(%l, …)
         →
         %h = "graph.rms_norm"(%x, %w)           {stage = 1, stage_kind = "contract"}
         %l = "graph.linear"(%h, %wq)            {stage = 1, stage_kind = "contract"}
-        %q = "graph.rope"(%l, %positions, %f)   {stage = 1, stage_kind = "contract"}
-        %s = "graph.attention"(%q, …)           {stage = 2, stage_kind = "attend"}
+        %s = "graph.attention"(%l, …)           {stage = 2, stage_kind = "attend"}
     """
 
     name: ClassVar[str] = "graph-fuse"
@@ -82,8 +79,8 @@ class _Stage:
     @property
     def group(self) -> Any:
         """What linears have in common that become one stage: the values that attention reads."""
-        names = [name_of(op) for op in [*self.ops, *readers(self.value)]]
-        fed = any(n in ("graph.rope", "graph.append", "graph.attention") for n in names)
+        names = {name_of(op) for op in [*self.ops, *readers(self.value)]}
+        fed = not names.isdisjoint(("graph.rope", "graph.append", "graph.attention"))
         return (True, self.linears[0].operands[0]) if self.linears and fed else (False, self.value)
 
 
@@ -126,8 +123,7 @@ class _Matcher:
             raise _refuse(op, f"rms_norm is read by {', '.join(names) or 'nothing'}", hint)
 
     def _linear(self, index: int, op: Any) -> None:
-        self._alone("contract", index, op)
-        self.ends[op.results[0]].linears.append(op)
+        self.ends[op.results[0]] = _Stage("contract", index, [op], op.results[0], [op])
 
     def _rope(self, _index: int, op: Any) -> None:
         self._placed(op, 1)
@@ -156,8 +152,8 @@ class _Matcher:
 
     def _add(self, _index: int, op: Any) -> None:
         """The latest linear takes the sum, so that the other summand is there before."""
-        hosts = [self.ends[v] for v in op.operands if v in self.ends and _only(op, v)]
-        hosts = [stage for stage in hosts if stage.linears and not stage.gated]
+        ends = [self.ends[v] for v in op.operands if v in self.ends and _only(op, v)]
+        hosts = [stage for stage in ends if stage.linears and not stage.gated]
         if not hosts or op.operands[0] == op.operands[1]:
             what = " and ".join(_origin(v) for v in op.operands)
             raise _refuse(op, f"graph.add follows no linear of its own: {what}")
@@ -207,10 +203,9 @@ class _Matcher:
         number = {s.value: n for n, group in enumerate(members) for s in group}
         graph = nx.DiGraph()
         graph.add_nodes_from(range(len(members)))
-        for n, group in enumerate(members):
-            for stage in group:
-                for op in stage.ops:
-                    graph.add_edges_from((number[v], n) for v in self._read(op, stage))
+        for n, stage in ((n, stage) for n, group in enumerate(members) for stage in group):
+            for op in stage.ops:
+                graph.add_edges_from((number[v], n) for v in self._read(op, stage))
         loop = next(nx.simple_cycles(graph), None)
         if loop:
             op = members[min(loop)][0].ops[0]

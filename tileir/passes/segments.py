@@ -61,12 +61,20 @@ class Run:
         return [weight, 0, weight + 1, 0] if self.gated else [weight, 0, weight, self.hi]
 
 
-def runs_of(members: Sequence[Any]) -> list[Run]:
+def runs_of(members: Sequence[Any], vocabulary: int) -> list[Run]:
     """The runs of a stage's operations, in program order. Raises TileirError for odd sizes."""
     gates = [op for op in members if name_of(op) == "graph.glu"]
     if gates:
         return [_gated(op) for op in gates]
-    return [_plain(op, members) for op in members if name_of(op) == "graph.linear"]
+    runs = [_plain(op, members) for op in members if name_of(op) == "graph.linear"]
+    for run in runs:
+        if run.sampled and run.outputs != vocabulary:
+            raise TileirError(
+                f"{run.outputs} logits for a vocabulary of {vocabulary}",
+                location=located(run.linears[0]),
+                hint="tileir.vocabulary is the number of logits",
+            )
+    return runs
 
 
 def _gated(glu: Any) -> Run:

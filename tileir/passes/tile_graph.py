@@ -55,7 +55,7 @@ class TileGraphPass(Pass):
             row = function.regions[0].blocks[0].arguments[0].type
             block = func.FuncOp("step", ([row, row], [row])).add_entry_block()
         with ir.InsertionPoint(block):
-            made = [builder.stage(list(group)) for _, group in groupby(members, key=_stage)]
+            made = {n: builder.stage(list(group)) for n, group in groupby(members, key=_stage)}
             with function.location:
                 func.ReturnOp([made[_stage(producer(end.operands[0]))]])
         function.operation.erase()
@@ -84,8 +84,6 @@ class _Builder:
         }[decided(members[0], "stage_kind", "graph-fuse")]
         with members[0].location:
             return emit(members)
-
-    # ---- stages
 
     def _channel(self, size: int) -> Any:
         return tensor([self.tokens, size], "bf16", "channel")
@@ -130,15 +128,11 @@ class _Builder:
             )
         heads, size = get(op, "heads"), get(op, "head_size")
         names = ("heads", "kv_heads", "head_size", "scale", "window", "softcap")
-        partial = build(
-            "tile.attend",
-            [places[0][0], *(self.declared.state(append) for append in appends)],
-            [tensor([self.tokens, heads, 1, size + 2], "f32", "channel")],
-            splits=1,
-            offsets=[offset for _, offset in places],
-            devices=decided(op, "devices", "specialize-gpu"),
-            **{n: get(op, n) for n in names},
-        ).results[0]
+        operands = [places[0][0], *(self.declared.state(append) for append in appends)]
+        result = tensor([self.tokens, heads, 1, size + 2], "f32", "channel")
+        facts = {n: get(op, n) for n in names} | {"offsets": [offset for _, offset in places]}
+        facts |= {"splits": 1, "devices": decided(op, "devices", "specialize-gpu")}
+        partial = build("tile.attend", operands, [result], **facts).results[0]
         return self._map(op, "tile.combine", partial, heads * size, heads)
 
     def _select(self, members: list[Any]) -> Any:
@@ -148,7 +142,7 @@ class _Builder:
         return build("tile.select", [channel], [op.results[0].type], **facts).results[0]
 
     def _contract(self, members: list[Any]) -> Any:
-        runs = runs_of(members)
+        runs = runs_of(members, self.vocabulary)
         linear = runs[0].linears[0]
         source = linear.operands[0]
         norm = producer(source)
@@ -156,7 +150,7 @@ class _Builder:
             norm = None
         x, k = self._source(linear, source if norm is None else norm.operands[0])
         self._declare_operands(runs, norm)
-        sampled = any(self._sampled(run) for run in runs)
+        sampled = any(run.sampled for run in runs)
         size = sum(run.outputs for run in runs)
         result = tensor([self.tokens, 1, 2], "i32", "channel") if sampled else self._channel(size)
         weights = [o.operands[1] for run in runs for o in run.linears]
@@ -186,15 +180,6 @@ class _Builder:
                 hint="a linear reads all values of a stage",
             )
         return x, k
-
-    def _sampled(self, run: Run) -> bool:
-        if run.sampled and run.outputs != self.vocabulary:
-            raise TileirError(
-                f"{run.outputs} logits for a vocabulary of {self.vocabulary}",
-                location=located(run.linears[0]),
-                hint="tileir.vocabulary is the number of logits",
-            )
-        return run.sampled
 
     def _declare_operands(self, runs: list[Run], norm: Any) -> None:
         """Declarations go before the contract that uses them."""
