@@ -51,7 +51,7 @@ CASES = {
     "llama tied": lambda: llama_case(tie_word_embeddings=True),
     "llama with biases": lambda: llama_case(attention_bias=True),
     "one kv head": lambda: llama_case(num_key_value_heads=1),
-    "odd sizes": lambda: llama_case(hidden_size=48, intermediate_size=104, vocab_size=130),
+    "odd sizes": lambda: llama_case(hidden_size=48, intermediate_size=104, vocab_size=131),
     "own module": own_case,
 }
 
@@ -155,3 +155,29 @@ def test_sliding_window(window: int) -> None:
     package = tileir.compile(export_decode(Windowed().eval(), 64), target="virtual")
     weights = {f"inner.{k}": v for k, v in arrays(model).items()}
     assert error(package.load(weights, "reference").logits(ids), exact) < TOLERANCE
+
+
+def test_sum_of_two_linears() -> None:
+    """An epilogue may add what another stage of the same phase makes: it waits for it."""
+
+    class Summed(OwnModel):
+        """Two heads, summed."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = torch.nn.Linear(64, 64, bias=False)
+
+        def forward(self, ids: Any, positions: Any) -> Any:
+            x = self.embed(ids)
+            angle = positions[:, None].float() * self.inv_freq
+            mask = torch.arange(self.context)[None, :] <= positions[:, None]
+            x = self.blocks[0](x, positions, angle.cos(), angle.sin(), mask)
+            return self.head(self.norm(self.blocks[0].o(x) + self.other(x)))
+
+    model = Summed()
+    ids = np.random.default_rng(3).integers(0, 96, TOKENS).tolist()
+    with torch.no_grad():
+        eager = [model(torch.tensor([[t]]), torch.tensor([i]))[0] for i, t in enumerate(ids)]
+    package = tileir.compile(export_own(model), target="virtual")
+    found = package.load(arrays(model), "reference").logits(ids)
+    assert error(found, torch.cat(eager).numpy()) < TOLERANCE

@@ -117,10 +117,16 @@ class Sink(Protocol):
         """Offer candidates."""
 
 
+def rows_of(segment: Any, tiles: Array) -> Array:
+    """at(0) + g of a segment's tiles (docs/ir.md, tiles of a contract): [tiles, 8]."""
+    inner, step, outer = (get(segment, n) for n in ("inner", "step", "outer"))
+    start: Array = (tiles // inner * outer + tiles % inner * step)[:, None] + np.arange(8)
+    return start
+
+
 def run_segment(segment: Any, tiles: Array, lo: Array, hi: Array, sink: Sink) -> None:
     """A segment's region for its tiles (numbers within the segment); lo, hi: [T, tiles, 8]."""
-    inner, step, outer = (get(segment, n) for n in ("inner", "step", "outer"))
-    start = (tiles // inner * outer + tiles % inner * step)[:, None] + np.arange(8)
+    start = rows_of(segment, tiles)
     block = segment.operation.regions[0].blocks[0]
     values: dict[Any, Array] = dict(zip(block.arguments, (lo, hi), strict=True))
     for op in block:

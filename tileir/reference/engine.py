@@ -20,6 +20,7 @@ from tileir.reference.arithmetic import (
     partial_softmax,
     rms_scale,
     round_bf16,
+    rows_of,
     run_segment,
     split_range,
 )
@@ -295,11 +296,19 @@ class _Sm:
                 continue
             mine = (numbers >= at) & (numbers < at + get(segment, "tiles"))
             if mine.any():
+                yield from self._await_residuals(row, body, segment, numbers[mine] - at)
                 values = (sums[mine] * scale)[None]
                 run_segment(segment, numbers[mine] - at, values[..., :8], values[..., 8:], sink)
             at += get(segment, "tiles")
         if list(walk(emit, "tile.candidate")):
             sink.publish_best()
+
+    def _await_residuals(self, row: Any, body: Any, segment: Any, tiles: Array) -> Role:
+        """Until what the segment's tiles add is there."""
+        for op in walk(segment, "tile.residual"):
+            channel: Channel = self._operand(row, body, op.operands[2])
+            for base in get(op, "bases"):
+                yield channel.wait(self.epoch, rows_of(segment, tiles) + base)
 
     def _drain(self, x: Array, sums: Array) -> Role:
         """Multiply what the tape ring brings: sums [tiles, 16] += blocks · x."""
@@ -394,12 +403,6 @@ class _RowSink:
 
     def residual(self, value: Any, index: Array) -> Array:
         channel: Channel = self._sm._operand(self._row, self._body, value)
-        wait = channel.wait(self._sm.epoch, index)
-        # What x was made from is there: the rows before this one read it on every SM.
-        if not wait.ready():
-            raise DeviceHang(
-                f"SM {self._sm.sm} reads {wait.what} in an epilogue before it is there"
-            )
         return channel.read(self._sm.epoch, index).astype(np.float32)[None]
 
     def append(self, state: Any, index: Array, values: Array) -> None:
