@@ -1,17 +1,29 @@
 """verify-schedule: prove that the kernel neither hangs nor races, before it is made."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any, ClassVar
 
-from tileir.dialect.attributes import element_of, get, name_of, shape_of, walk
+from tileir.dialect.attributes import element_of, get, located, name_of, static_shape, walk
 from tileir.dialect.engine import declarations
+from tileir.dialect.tile import TILE_ROWS, padded
+from tileir.errors import ContractError
+from tileir.passes.allocate_memory import (
+    ALIGNMENT,
+    BARRIER_BYTES,
+    ELEMENT_BYTES,
+    PACKET_BYTES,
+    SCRATCH_BYTES,
+)
 from tileir.passes.base import Pass
-from tileir.scheduling.problem import Channel, Problem, Region, Ring, Row, Span, Stream
+from tileir.passes.body_facts import describe
+from tileir.scheduling.problem import Channel, Problem, Region, Ring, Row, State
 from tileir.scheduling.verify import verify
-from tileir.target import Target, find_target
+from tileir.target import LOADER_WARPS, Target, find_target
 
-_BYTES = {"bf16": 2, "f32": 4, "i32": 4}
-_ATTEND = ("heads", "kv_heads", "head_size", "window", "splits")
+MEMORIES = {"channel": "exchange", "buffer": "constant", "state": "state"}
+# Bulk copies go to multiples of 16 bytes (PTX ISA 9.7.9.25), mbarriers are 8 wide.
+COPY_ALIGNMENT, BARRIER_ALIGNMENT = 128, 8
 
 
 @dataclass(frozen=True)
@@ -19,7 +31,11 @@ class VerifySchedulePass(Pass):
     """Prove arrivals, ring phases, program order, channel reuse, state order and capacity.
 
     Before: engine level, memory allocated. After: the same module, proved; tileir/scheduling/verify.py says what and
-    how. A failure names the two offenders and the missing edge.
+    how. A failure names the two offenders, an example and the missing edge.
+
+        row 4 (contract_1) waits for channel residual_1, which row 6 (contract_1) writes later in the same step; for
+        example row 4 (contract_1), SM 0, step 1
+          missing: row 6 (contract_1) before row 4 (contract_1)
     """
 
     name: ClassVar[str] = "verify-schedule"
@@ -29,175 +45,147 @@ class VerifySchedulePass(Pass):
     target: str = "h100"
 
     def run(self, module: Any) -> None:
-        """Verify every device. Raises ScheduleError."""
+        """Verify every device. Raises ScheduleError, and ContractError if an earlier pass has not run."""
         target = find_target(self.target)
         for device in walk(module, "engine.device"):
             verify(problem_of(device, target))
 
 
 def problem_of(device: Any, target: Target) -> Problem:
-    """The plain data that the proofs need."""
-    declared = {get(op, "sym_name"): op for op in declarations(device)}
-    block = list(device.regions[0].blocks[0])
-    bodies = {get(o, "sym_name"): o for o in block if name_of(o) == "engine.body"}
-    facts = {name: _Facts(body) for name, body in bodies.items()}
+    """The plain data that the proofs need. Raises ContractError for what earlier passes have not decided."""
+    block = list(device.operation.regions[0].blocks[0])
+    values = {get(op, "sym_name"): op for op in declarations(device)}
+    bodies = {get(o, "sym_name"): describe(o) for o in block if name_of(o) == "engine.body"}
     rows = [o for o in block if name_of(o) == "engine.row"]
     rings = [o for o in block if name_of(o) == "engine.ring"]
-    names = ("exchange", "constant", "state")
-    memories = {n: get(device, f"{n}_bytes", 0) for n in names}
-    smem = get(device, "smem_bytes", 0)
+    roles = _decided(device.operation.parent, "tileir.roles", "specialize-warp")
+    smem = _decided(device, "smem_bytes", "allocate-memory")
+    names = MEMORIES.values()
+    memories = {n: _decided(device, f"{n}_bytes", "allocate-memory") for n in names}
     return Problem(
-        rows=tuple(_row(i, row, facts[get(row, "body")]) for i, row in enumerate(rows)),
-        channels={n: _channel(op) for n, op in declared.items() if name_of(op) == "engine.channel"},
-        rings={
-            get(o, "sym_name"): Ring(get(o, "sym_name"), get(o, "slots"), get(o, "window"))
-            for o in rings
+        rows=tuple(
+            Row(
+                i,
+                bodies[get(row, "body")],
+                tuple(get(row, "names")),
+                get(row, "rotation"),
+                get(row, "tile_base"),
+            )
+            for i, row in enumerate(rows)
+        ),
+        channels={n: _channel(op) for n, op in values.items() if name_of(op) == "engine.channel"},
+        states={
+            n: State(n, *static_shape(op.results[0]))
+            for n, op in values.items()
+            if name_of(op) == "engine.state"
         },
-        regions=tuple(_regions(device, rings, declared)),
+        rings={get(o, "sym_name"): _ring(o) for o in rings},
+        regions=(*(_placed(op) for op in values.values()), *_shared(device, rings)),
         sms=get(device, "sms"),
         warps=get(device, "consumer_warps"),
-        max_sms=target.sms,
-        smem_bytes=smem,
-        max_smem_bytes=target.smem_bytes,
+        tokens=get(device, "tokens"),
+        context=get(device, "context"),
+        roles=roles,
         memories={**memories, "shared": smem},
+        needs=_needs(device, roles, smem),
+        limits={
+            "sms": target.sms,
+            "threads": 1024,
+            "registers": target.threads * target.entry_registers,
+            "shared memory": target.smem_bytes,
+        },
     )
 
 
-def _size(value: Any) -> int:
-    """Values of one token's copy; channels of all tokens are laid out alike."""
-    result = 1
-    for n in shape_of(value):
-        assert n is not None
-        result *= n
-    return result
+def _decided(op: Any, name: str, by: str) -> Any:
+    """An attribute that an earlier pass puts."""
+    value = get(op, name)
+    if value is None:
+        raise ContractError(
+            f"{name_of(op)} has no {name!r}",
+            location=located(op),
+            hint=f"{by} puts it: run it first",
+        )
+    return value
+
+
+def _needs(device: Any, roles: dict[str, int], smem: int) -> dict[str, int]:
+    """What a block takes of an SM: registers once roles have parted (setmaxnreg)."""
+    consumers = roles["consumer"]
+    loaders = LOADER_WARPS * roles["loader_registers"]
+    return {
+        "sms": get(device, "sms"),
+        "threads": 32 * (consumers + LOADER_WARPS),
+        "registers": 32 * (consumers * roles["registers"] + loaders),
+        "shared memory": smem,
+    }
 
 
 def _channel(op: Any) -> Channel:
-    value = op.results[0]
+    tokens, *shape = static_shape(op.results[0])
     facts = (get(op, n) for n in ("payload", "protocol", "level", "depth"))
-    return Channel(get(op, "sym_name"), _size(value), element_of(value), *facts)
+    return Channel(get(op, "sym_name"), tokens, prod(shape), element_of(op.results[0]), *facts)
 
 
-def _regions(device: Any, rings: list[Any], declared: dict[str, Any]) -> list[Region]:
-    out = []
-    for name, op in declared.items():
-        value, kind = op.results[0], name_of(op).removeprefix("engine.")
-        memory = {"channel": "exchange", "buffer": "constant", "state": "state"}[kind]
-        size = _size(value) * _BYTES[element_of(value)]
-        if kind == "channel":
-            packets = _size(value) // (2 if element_of(value) == "bf16" else 1)
-            size = packets * 8 * get(op, "depth")
-        first = get(op, "offset", 0)
-        out.append(Region(memory, name, first, first + size))
+def _ring(op: Any) -> Ring:
+    return Ring(*(get(op, n) for n in ("sym_name", "slots", "slot_bytes", "window")))
+
+
+# ---- places
+
+
+def _placed(op: Any) -> Region:
+    """A channel's copies of packets, a buffer or a state."""
+    value, kind = op.results[0], name_of(op).removeprefix("engine.")
+    size = prod(static_shape(value))
+    if kind == "channel":
+        size = (
+            size // (2 if get(op, "payload") == "bf16x2" else 1) * PACKET_BYTES * get(op, "depth")
+        )
+    else:
+        size *= ELEMENT_BYTES[element_of(value)]
+    first = _decided(op, "offset", "allocate-memory")
+    # The phase table counts places in units of the alignment.
+    return Region(MEMORIES[kind], get(op, "sym_name"), first, first + size, ALIGNMENT)
+
+
+def _shared(device: Any, rings: list[Any]) -> list[Region]:
+    """Rings, their barriers, and what stages need at most of the device's three places."""
+
+    def region(op: Any, attribute: str, name: str, size: int, alignment: int) -> Region:
+        first = _decided(op, attribute, "allocate-memory")
+        return Region("shared", name, first, first + size, alignment)
+
+    x_bytes, part_bytes = (max(sizes, default=0) for sizes in _stage_bytes(device))
+    regions = [
+        region(device, "x_offset", "activations", x_bytes, 16),
+        region(device, "part_offset", "partial sums", part_bytes, 16),
+        region(device, "scratch_offset", "scratch", SCRATCH_BYTES, 16),
+    ]
     for ring in rings:
-        name, slots = get(ring, "sym_name"), get(ring, "slots")
-        first, barriers = get(ring, "smem_offset", 0), get(ring, "barrier_offset", 0)
-        out.append(Region("shared", f"ring {name}", first, first + slots * get(ring, "slot_bytes")))
-        out.append(Region("shared", f"barriers of ring {name}", barriers, barriers + 16 * slots))
-    places = [get(device, f"{n}_offset", 0) for n in ("x", "part", "scratch")]
-    ends = [*places[1:], places[2] + 1024]
-    for name, first, last in zip(
-        ("activations", "partial sums", "scratch"), places, ends, strict=True
-    ):
-        out.append(Region("shared", name, first, last))
-    return out
+        name, slots = f"ring {get(ring, 'sym_name')}", get(ring, "slots")
+        size = slots * get(ring, "slot_bytes")
+        regions.append(region(ring, "smem_offset", name, size, COPY_ALIGNMENT))
+        barriers, size = f"barriers of {name}", slots * BARRIER_BYTES
+        regions.append(region(ring, "barrier_offset", barriers, size, BARRIER_ALIGNMENT))
+    return regions
 
 
-class _Facts:
-    """What a body does, by argument number: computed once for all its rows."""
-
-    def __init__(self, body: Any) -> None:
-        self.name = get(body, "sym_name")
-        self.arguments = list(body.regions[0].blocks[0].arguments)
-        self.fills, self.drains = _streams(body, "engine.fill"), _streams(body, "")
-        self.released, self.acquired = get(body, "release", []), get(body, "acquire", [])
-        self.appends = [self._argument(a.operands[-1]) for a in walk(body, "tile.append")]
-        self.streams = [
-            self._argument(v)
-            for f in walk(body, "engine.fill")
-            if get(f, "source") == "state"
-            for v in f.operands
-        ]
-        self.reads = self._reads(body)
-        self.out, self.written = self._writes(body)
-        self.records = bool(list(walk(body, "tile.candidate")))
-        self.chooses = [self._argument(v) for o in walk(body, "engine.select") for v in o.operands]
-
-    def _argument(self, value: Any) -> int:
-        return self.arguments.index(value)
-
-    def _whole(self, value: Any) -> tuple[int, int, int]:
-        return self._argument(value), 0, _size(value)
-
-    def _reads(self, body: Any) -> list[tuple[int, int, int]]:
-        out = [self._whole(o.operands[0]) for o in walk(body, "engine.receive", "engine.attend")]
-        out += [self._whole(o.operands[0]) for o in walk(body, "tile.combine")]
-        return out + [self._whole(o.operands[2]) for o in walk(body, "tile.residual")]
-
-    def _writes(self, body: Any) -> tuple[int | None, list[tuple[int, int, int, int]]]:
-        """(the argument written, [(first tile, tiles …)] as (first tile, last tile, first, last value))."""
-        for op in walk(body, "engine.map"):
-            return self._argument(op.operands[0]), [(0, 0, 0, _size(op.operands[0]))]
-        for op in walk(body, "engine.attend"):
-            return self._argument(op.operands[3]), [(0, 0, 0, _size(op.operands[3]))]
-        for op in walk(body, "engine.emit"):
-            return self._argument(op.operands[0]), _published(op)
-        return None, []
-
-
-def _published(emit: Any) -> list[tuple[int, int, int, int]]:
-    """Runs of values that tiles publish: (tile, tile + 1, first, last), halves apart."""
-    out, at = [], 0
-    for segment in walk(emit, "tile.segment"):
-        tiles, inner, step, outer = (get(segment, n) for n in ("tiles", "inner", "step", "outer"))
-        bases = [b for p in walk(segment, "tile.publish") for b in get(p, "bases")]
-        for t in range(tiles):
-            start = t // inner * outer + t % inner * step
-            out += [(at + t, at + t + 1, start + b, start + b + 8) for b in bases]
-        at += tiles
-    return out
-
-
-def _streams(body: Any, fills: str) -> tuple[Stream, ...]:
-    """What loaders fill, or, with no name given, what consumers drain."""
-    out = []
-    for op in walk(body, *((fills,) if fills else ("engine.multiply", "engine.attend"))):
-        tape = name_of(op) == "engine.multiply" or get(op, "source") == "tape"
-        numbers = ("k", "tiles") if tape else _ATTEND
-        out.append(Stream(get(op, "ring"), tuple(get(op, n, -1) for n in numbers)))
-    return tuple(out)
-
-
-def _row(number: int, row: Any, facts: _Facts) -> Row:
-    names = get(row, "names")
-    base = get(row, "tile_base")
-    tiles = next((s.numbers[1] for s in facts.fills if len(s.numbers) == 2), None)
-    writes = []
-    for low, high, first, last in facts.written:
-        if tiles is None or high == 0 or (base <= low and high <= base + tiles):
-            writes.append(Span(names[facts.out or 0] if facts.out is not None else "", first, last))
-    return Row(
-        number=number,
-        body=facts.name,
-        reads=tuple(Span(names[a], first, last) for a, first, last in facts.reads),
-        writes=() if facts.records else tuple(_joined(writes)),
-        fills=facts.fills,
-        drains=facts.drains,
-        appends=tuple(names[a] for a in facts.appends),
-        streams=tuple(names[a] for a in facts.streams),
-        released=tuple(names[a] for a in facts.released),
-        acquired=tuple(names[a] for a in facts.acquired),
-        records=names[facts.out or 0] if facts.records else "",
-        chooses=tuple(names[a] for a in facts.chooses),
-    )
-
-
-def _joined(spans: list[Span]) -> list[Span]:
-    """Neighbouring spans as one; overlaps stay, to be found."""
-    out: list[Span] = []
-    for span in sorted(spans, key=lambda s: (s.first, s.last)):
-        if out and out[-1].last == span.first:
-            out[-1] = Span(span.channel, out[-1].first, span.last)
-        else:
-            out.append(span)
-    return out
+def _stage_bytes(device: Any) -> tuple[list[int], list[int]]:
+    """Bytes of activations and of partial sums that each stage needs."""
+    tokens, warps, sms = (get(device, n) for n in ("tokens", "consumer_warps", "sms"))
+    activations, partials = [], []
+    for op in walk(device, "engine.receive", "engine.multiply", "engine.attend", "tile.combine"):
+        match name_of(op):
+            case "engine.receive":
+                activations.append(tokens * padded(get(op, "k")) * 2)
+            case "engine.multiply":
+                tiles = -(-get(op, "tiles") // sms)
+                partials.append(tokens * tiles * warps * TILE_ROWS * 4)
+            case "engine.attend":
+                group, size = get(op, "heads") // get(op, "kv_heads"), get(op, "head_size")
+                activations.append(tokens * (group + 2) * size * 2)
+                partials.append(tokens * warps * group * (size + 2) * 4)
+            case "tile.combine":
+                partials.append(warps * 32 * 12)
+    return activations, partials

@@ -1,224 +1,204 @@
 """Proofs about a schedule, at full size: on the phase table, for any number of steps, without unrolling.
 
 The step loop is covered by induction: what holds between a step and the next holds for all. A failure names the two
-offenders and the edge that is missing.
+offenders, an example (stage, SM, step) and the edge that is missing. Arrivals, rings and capacity have files of their
+own; here is who waits for whom.
 """
 
-from collections import defaultdict
 from itertools import pairwise
 
-from tileir.errors import TileirError
-from tileir.scheduling.problem import Problem, Row, Span
+from tileir.scheduling.arrivals import check_arrivals
+from tileir.scheduling.assign import MAX_TILES_PER_SM
+from tileir.scheduling.capacity import check_capacity, check_channels
+from tileir.scheduling.problem import Append, Problem, Row, fault
+from tileir.scheduling.rings import check_rings
 
-PAYLOADS = {"bf16": "bf16x2", "f32": "f32", "i32": "record"}
-
-
-class ScheduleError(TileirError):
-    """A schedule that could hang, race or not fit."""
+# What a warp leaves in shared memory for others: by, for, what.
+HANDED = (("receive", "multiply", "activations"), ("multiply", "emit", "partial sums"))
+Appends = dict[str, list[tuple[Row, Append]]]
 
 
 def verify(problem: Problem) -> None:
     """Prove arrivals, ring phases, program order, reuse, state order and capacity. Raises ScheduleError."""
-    check_capacity(problem)
+    check(problem)
     check_channels(problem)
+    check_capacity(problem)
+    check_barriers(problem)
     check_arrivals(problem)
-    check_rings(problem)
     check_order(problem)
+    check_rings(problem)
     check_reuse(problem)
     check_states(problem)
 
 
-def _fail(what: str, missing: str) -> ScheduleError:
-    return ScheduleError(what, hint=f"missing: {missing}")
-
-
-def check_capacity(problem: Problem) -> None:
-    """Everything fits, nothing overlaps, all blocks are co-resident."""
-    if problem.sms > problem.max_sms:
-        raise _fail(
-            f"{problem.sms} blocks wait for each other on {problem.max_sms} SMs",
-            "co-residency of all blocks, one an SM",
-        )
-    if problem.smem_bytes > problem.max_smem_bytes:
-        raise _fail(
-            f"a block needs {problem.smem_bytes} bytes of shared memory, an SM has {problem.max_smem_bytes}",
-            "capacity",
-        )
-    by_memory = defaultdict(list)
-    for region in problem.regions:
-        by_memory[region.memory].append(region)
-    for memory, regions in by_memory.items():
-        regions.sort(key=lambda r: (r.first, r.last))
-        for a, b in pairwise(regions):
-            if b.first < a.last:
-                raise _fail(
-                    f"{a.name} and {b.name} overlap in {memory}: [{a.first}, {a.last}) and [{b.first}, {b.last})",
-                    "disjoint places for buffers that live at the same time",
-                )
-        size = problem.memories.get(memory, 0)
-        if regions[-1].last > size:
-            raise _fail(f"{regions[-1].name} ends behind the {size} bytes of {memory}", "capacity")
-
-
-def check_channels(problem: Problem) -> None:
-    """Payload, protocol and level say what the type and the crossing need."""
-    for c in problem.channels.values():
-        if PAYLOADS.get(c.element) != c.payload:
-            raise _fail(
-                f"channel {c.name} of {c.element} has payload {c.payload!r}",
-                f"payload {PAYLOADS.get(c.element)!r}",
-            )
-        if c.payload == "bf16x2" and c.values % 2:
-            raise _fail(
-                f"channel {c.name} has {c.values} values in pairs", "a whole number of packets"
-            )
-        if c.level != "gpu":
-            raise _fail(
-                f"channel {c.name} crosses SMs at level {c.level!r}", 'scope of level "gpu"'
-            )
-
-
-def check_arrivals(problem: Problem) -> None:
-    """Every value of a channel is written exactly once a step, and what is read is written."""
-    writers: dict[str, list[tuple[Span, Row]]] = defaultdict(list)
+def check(problem: Problem) -> None:
+    """What the proofs take for granted: rows in order, tasks inside their space, each of them some SM's."""
+    for a, b in pairwise(problem.rows):
+        if a.number >= b.number:
+            raise fault(f"{b} follows {a}", "an order of rows", b)
     for row in problem.rows:
-        for span in row.writes:
-            writers[span.channel].append((span, row))
-        if row.records:
-            channel = problem.channels[row.records]
-            writers[row.records].append((Span(row.records, 0, channel.values), row))
-    covered: dict[str, list[tuple[int, int]]] = {}
-    for name, written in writers.items():
-        written.sort(key=lambda w: (w[0].first, w[0].last))
-        for (a, row_a), (b, row_b) in pairwise(written):
-            if b.first < a.last:
-                raise _fail(
-                    f"values {b.first} … {min(a.last, b.last) - 1} of channel {name} are written by "
-                    f"{row_a} and by {row_b}",
-                    "one arrival a value and step",
-                )
-        runs: list[tuple[int, int]] = []
-        for span, _ in written:
-            if runs and runs[-1][1] == span.first:
-                runs[-1] = (runs[-1][0], span.last)
-            else:
-                runs.append((span.first, span.last))
-        covered[name] = runs
-    for row in problem.rows:
-        for span in (*row.reads, *(Span(c, 0, problem.channels[c].values) for c in row.chooses)):
-            runs = covered.get(span.channel, [])
-            if not any(first <= span.first and span.last <= last for first, last in runs):
-                raise _fail(
-                    f"{row} waits for values {span.first} … {span.last - 1} of channel {span.channel}, "
-                    f"of which {runs or 'none'} are written",
-                    f"a writer of channel {span.channel}",
-                )
+        tasks, share = row.body.tasks, -(-row.body.tasks // problem.sms)
+        if not 0 <= row.rotation < problem.sms:
+            raise fault(
+                f"{row} is rotated by {row.rotation} of {problem.sms} SMs",
+                "a rotation that gives every task to one SM",
+                row,
+            )
+        if row.tile_base < 0 or row.tile_base + tasks > row.body.space:
+            raise fault(
+                f"{row} has tasks {row.tile_base} … {row.tile_base + tasks - 1} of a space of {row.body.space}",
+                "tasks inside their space",
+                row,
+            )
+        if row.body.kind == "contract" and share > MAX_TILES_PER_SM:
+            raise fault(
+                f"{row} gives an SM {share} tiles", f"at most {MAX_TILES_PER_SM} tiles an SM", row
+            )
 
 
-def check_rings(problem: Problem) -> None:
-    """Loaders and consumers agree, row by row, on what passes each ring: so slots and phases agree on every lap."""
-    for ring in problem.rings.values():
-        if ring.slots < 2 or not 1 <= ring.window <= ring.slots:
-            raise _fail(
-                f"ring {ring.name} has {ring.slots} slots and a window of {ring.window}",
-                "2 slots or more and a window inside them",
-            )
-    for row in problem.rows:
-        if row.fills != row.drains:
-            raise _fail(
-                f"in {row} the loaders fill {list(row.fills)} and the consumers drain {list(row.drains)}",
-                "equal numbers of slots on every SM, also where an SM has no tile",
-            )
-        for stream in row.fills:
-            if stream.ring not in problem.rings:
-                raise _fail(f"{row} uses ring {stream.ring!r}, which is not there", "the ring")
+def check_barriers(problem: Problem) -> None:
+    """What one warp leaves in shared memory and another takes has a barrier of the consumers in between.
+
+    The same barriers keep a row from overwriting what the row before still reads.
+    """
+    for row in {row.body.name: row for row in reversed(problem.rows)}.values():
+        program = row.body.program
+        for writer, reader, what in HANDED if row.body.kind == "contract" else ():
+            places = [program.index(o) if o in program else -1 for o in (writer, reader)]
+            if min(places) < 0 or "barrier" not in program[places[0] + 1 : places[1]]:
+                raise fault(
+                    f"in {row} {writer} leaves {what} that {reader} takes from other warps: {', '.join(program)}",
+                    f"a barrier from {writer} to {reader}",
+                    row,
+                )
 
 
 def check_order(problem: Problem) -> None:
     """Whoever waits in a row waits for an earlier row: no cycle, since every SM runs rows in order."""
-    first: dict[str, Row] = {}
-    last: dict[str, Row] = {}
+    last = {row.written: row for row in problem.rows if row.written is not None}
     for row in problem.rows:
-        for name in [s.channel for s in row.writes] + ([row.records] if row.records else []):
-            first.setdefault(name, row)
-            last[name] = row
-    for row in problem.rows:
-        for name in [s.channel for s in row.reads] + list(row.chooses):
-            if name in last and last[name].number >= row.number:
-                raise _fail(
-                    f"{row} waits for channel {name}, which {last[name]} writes later in the same step",
-                    f"{last[name]} before {row}",
+        for name in row.awaited:
+            writer = last.get(name)
+            if writer is not None and writer.number >= row.number:
+                raise fault(
+                    f"{row} waits for channel {name}, which {writer} writes later in the same step",
+                    f"{writer} before {row}",
+                    row,
                 )
 
 
-def check_reuse(problem: Problem) -> None:
-    """A copy is rewritten only after its last reader: by the records that every SM awaits from every SM.
-
-    reader → (program order) its SM's record → (the choosing row awaits all) the next step's writer. The records
-    themselves need a second copy: their reader of step n is ordered before step n + 1's record, not before its own.
-    """
-    choosers = [row for row in problem.rows if row.chooses]
+def _exchange(problem: Problem) -> tuple[Row, Row]:
+    """(the last row that leaves records, the row that awaits those of all SMs): a step's all-to-all edge."""
+    choosers = [row for row in problem.rows if row.body.chooses]
     if len(choosers) != 1:
-        raise _fail(
-            f"{len(choosers)} rows await the records of all SMs", "one all-to-all edge a step"
+        who = ", ".join(map(str, choosers)) or "no row"
+        raise fault(
+            f"{who} of {len(problem.rows)} rows await the records of all SMs, which one has to",
+            "an all-to-all edge, from the record of every SM to one select",
+            problem.rows[-1],
         )
     (chooser,) = choosers
-    recorders = [row for row in problem.rows if row.records]
-    unread = [row for row in recorders if row.records not in chooser.chooses]
-    if not recorders or unread:
-        raise _fail(
-            f"{unread[0] if unread else 'no row'} leaves records that {chooser} awaits", "the edge"
+    recorders = [row for row in problem.rows if row.body.records]
+    unread = [row for row in recorders if row.written not in list(chooser.awaited)]
+    if unread or not recorders:
+        who = f"{unread[0]} leaves" if unread else "no row leaves"
+        raise fault(
+            f"{who} records that {chooser} awaits",
+            f"an edge from {unread[0] if unread else 'records'} to {chooser}",
+            chooser,
         )
-    for name in chooser.chooses:
-        if problem.channels[name].depth < 2:
-            raise _fail(
-                f"channel {name} has 1 copy: {chooser} on a slow SM may still read step n "
-                f"when a fast SM's record of step n + 1 overwrites it",
-                "a second copy by epoch",
-            )
-    edge = max(row.number for row in recorders)
+    return recorders[-1], chooser
+
+
+def check_reuse(problem: Problem) -> None:
+    """A copy is rewritten only after its last reader, ordered by the records that every SM awaits from every SM.
+
+    reader → (program order) its SM's record → the row that awaits all records → (next step) writer. Who reads behind
+    its SM's record, as the awaiting row itself does, is ordered by the next step's record: that needs a copy more.
+    """
+    edge, chooser = _exchange(problem)
+    writers = {row.written: row for row in reversed(problem.rows) if row.written is not None}
     for row in problem.rows:
-        for span in row.reads:
-            if row.number > edge and problem.channels[span.channel].depth < 2:
-                raise _fail(
-                    f"{row} reads channel {span.channel} after the last record of its SM ({problem.rows[edge]}): "
-                    f"a fast SM may overwrite it in the next step",
-                    f"an edge from {row} to the next step's writer",
+        for name in row.awaited:
+            if problem.channels[name].depth < (1 if row.number <= edge.number else 2):
+                writer = writers[name]
+                raise fault(
+                    f"channel {name} has 1 copy: {row} on a slow SM may still read step 1's when {writer} on a fast "
+                    f"SM writes step 2's",
+                    f"the path {row} → record of {edge} → {chooser} → {writer}, as {row} comes behind its SM's "
+                    f"record; a second copy by epoch makes it",
+                    row,
+                    step=2,
                 )
 
 
 def check_states(problem: Problem) -> None:
-    """Rows that are appended are streamed only across release and acquire, and never in their own step."""
-    recorders = [row.number for row in problem.rows if row.records]
-    writer: dict[str, Row] = {}
+    """Rows that are appended are streamed across release and acquire, and never in their own step.
+
+    append → release → its SM's record → the row that awaits all → step record → acquire → the loader, a step later.
+    """
+    edge, chooser = _exchange(problem)
+    appends: Appends = {}
     for row in problem.rows:
-        for name in row.appends:
-            if name in writer:
-                raise _fail(f"{writer[name]} and {row} append to state {name}", "one writer a step")
-            writer[name] = row
-            if name not in row.released:
-                raise _fail(
-                    f"{row} appends to state {name} with no release: the copy engine of the next step may miss it",
+        for append in row.body.appends:
+            name, argument = row.names[append.places.argument], append.places.argument
+            appends.setdefault(name, []).append((row, append))
+            if argument not in row.body.released:
+                raise fault(
+                    f"{row} appends to state {name} with no release: the copy engine of the next step, behind "
+                    f"{chooser}, may miss it",
                     "fence.proxy.async and fence.acq_rel.gpu before the SM's record",
+                    row,
                 )
-            if not recorders or row.number > max(recorders):
-                raise _fail(
-                    f"{row} appends to state {name} after the step's last record", "the release"
+            if row.number > edge.number:
+                raise fault(
+                    f"{row} appends to state {name} behind {edge}, the step's last record",
+                    f"a path from {row} to the next step's copies",
+                    row,
+                )
+            if problem.states[name].positions < problem.context:
+                positions = problem.states[name].positions
+                raise fault(
+                    f"{row} appends to state {name}, of {positions} positions for a context of {problem.context}",
+                    "a row for every position",
+                    row,
+                    step=positions + 1,
                 )
     for row in problem.rows:
-        for name in row.streams:
-            if name not in row.acquired:
-                raise _fail(
-                    f"{row} streams state {name} with no acquire after the step record",
-                    "fence.acq_rel.gpu and fence.proxy.async before the loader's copies",
-                )
-            source = writer.get(name)
-            if source is None:
-                raise _fail(f"{row} streams state {name}, which nobody appends to", "an append")
-            own = {s.channel for s in row.reads} & {s.channel for s in source.writes}
-            if not own:
-                raise _fail(
-                    f"{row} streams state {name} but reads nothing that {source} makes: "
-                    f"the step's own row would be missing",
-                    f"a channel from {source} to {row}",
-                )
+        for argument in (a for stream in row.body.fills for a in stream.arguments):
+            _check_acquire(row, argument, appends)
+            _check_own_row(row, argument, appends)
+
+
+def _check_acquire(row: Row, argument: int, appends: Appends) -> None:
+    name = row.names[argument]
+    if name not in appends:
+        raise fault(
+            f"{row} streams state {name}, which no row appends to", "an append", row, step=2
+        )
+    if argument not in row.body.acquired:
+        raise fault(
+            f"{row} streams state {name} with no acquire after the step record: it may miss what {appends[name][0][0]} "
+            f"appended",
+            "fence.acq_rel.gpu and fence.proxy.async before the loader's copies",
+            row,
+            step=2,
+        )
+
+
+def _check_own_row(row: Row, argument: int, appends: Appends) -> None:
+    """The loader stops before the step's own row, so that this has to come through the channel."""
+    name, channel = row.names[argument], row.names[row.body.waits[0].argument]
+    streamed = [a for stream in row.body.fills for a in stream.arguments]
+    place = row.body.own[streamed.index(argument)]
+    for writer, append in appends[name]:
+        pairs = zip(append.places.bases, append.published, strict=True)
+        there = [None if to is None else to - base for base, to in pairs]
+        if writer.written != channel or any(at != place for at in there):
+            made = "nowhere" if there[0] is None else f"at {there[0]} of channel {writer.written}"
+            raise fault(
+                f"{row} takes the step's own row of state {name} at {place} of channel {channel}, and {writer} "
+                f"publishes what it appends {made}",
+                f"the step's own row through a channel, from {writer} to {row}",
+                row,
+            )

@@ -1,0 +1,150 @@
+"""Proof of ring phases: on every SM, in every row, consumers take the slots that the loaders fill.
+
+Equal numbers of slots in a row keep slot and parity equal on every lap and in every step. Old rows of states are not
+unrolled over positions: the same function of the position on both sides is the same number at all of them.
+"""
+
+from collections.abc import Iterator
+from itertools import zip_longest
+
+import numpy as np
+
+from tileir.scheduling.assign import shares
+from tileir.scheduling.problem import Problem, Ring, Row, Stream, fault
+
+BLOCK_BYTES = 1024
+# Of one value's k and v, in bf16.
+VALUE_BYTES = 4
+
+
+def check_rings(problem: Problem) -> None:
+    """Rings are deep enough, each has one loader, both sides count the same slots. Raises ScheduleError."""
+    for ring in problem.rings.values():
+        if ring.slots < 2 or not 1 <= ring.window <= ring.slots:
+            raise fault(
+                f"ring {ring.name} has {ring.slots} slots and a window of {ring.window}",
+                "2 slots or more and a window inside them",
+            )
+    _check_arrival_counts(problem)
+    loaders: dict[str, tuple[str, Row]] = {}
+    proved: set[tuple[str, int]] = set()
+    for row in problem.rows:
+        for stream in row.body.fills:
+            role, before = loaders.setdefault(stream.ring, (stream.role, row))
+            if role != stream.role:
+                raise fault(
+                    f"ring {stream.ring} is filled by role {role} in {before} and by role {stream.role} in {row}",
+                    "an order between the two loaders",
+                    row,
+                )
+        if (row.body.name, row.rotation) not in proved:
+            proved.add((row.body.name, row.rotation))
+            _check_row(problem, row)
+
+
+def _check_arrival_counts(problem: Problem) -> None:
+    """A slot is free after one arrival of each consumer warp, and full after its loader's one and the bytes."""
+    for role, warps in {"consumer": problem.warps, "tape": 1, "state": 1}.items():
+        if problem.roles.get(role, 0) != warps:
+            raise fault(
+                f"slots count arrivals of {warps} {role} warps, of which {problem.roles.get(role, 0)} run",
+                "one arrival for each warp and use of a slot",
+            )
+
+
+def _check_row(problem: Problem, row: Row) -> None:
+    for fill, drain in zip_longest(row.body.fills, row.body.drains):
+        if fill is None or drain is None or fill.ring != drain.ring:
+            filled, drained = (f"ring {s.ring}" if s else "nothing" for s in (fill, drain))
+            raise fault(
+                f"in {row} the loaders fill {filled} and the consumers drain {drained}",
+                "one drain for each fill, in the same order",
+                row,
+            )
+        if fill.ring not in problem.rings:
+            raise fault(f"{row} uses ring {fill.ring!r}, which is not there", "the ring", row)
+        check = _check_states if fill.head_size or drain.head_size else _check_tape
+        check(problem, row, problem.rings[fill.ring], fill, drain)
+
+
+def _check_tape(problem: Problem, row: Row, ring: Ring, fill: Stream, drain: Stream) -> None:
+    """Blocks, hence slots, of every SM; each warp releases a short last slot too."""
+    per_slot = ring.slot_bytes // BLOCK_BYTES
+    filled, drained = (
+        shares(s.tasks, row.rotation, problem.sms)[1] * s.blocks for s in (fill, drain)
+    )
+    different = np.flatnonzero(filled != drained)
+    if len(different):
+        sm = int(different[0])
+        raise fault(
+            f"in {row} role {fill.role} fills {-(-filled[sm] // per_slot)} slots of ring {ring.name} with "
+            f"{filled[sm]} blocks and the consumers drain {-(-drained[sm] // per_slot)} slots of {drained[sm]} blocks",
+            "equal numbers of slots on every SM, also where an SM has no tile",
+            row,
+            sm,
+        )
+
+
+def _check_states(problem: Problem, row: Row, ring: Ring, fill: Stream, drain: Stream) -> None:
+    """The same function of the position on both sides; else an example where they part."""
+    if fill.arguments != drain.arguments:
+        filled, drained = (
+            " and ".join(row.names[a] for a in s.arguments) or "none" for s in (fill, drain)
+        )
+        raise fault(
+            f"in {row} role {fill.role} streams states {filled} and the consumers take them for {drained}",
+            "the same states on both sides",
+            row,
+        )
+    if ring.slot_bytes < VALUE_BYTES * max(fill.head_size, drain.head_size):
+        raise fault(
+            f"a slot of ring {ring.name} has {ring.slot_bytes} bytes for heads of {fill.head_size} in {row}",
+            "room for k and v of one position",
+            row,
+        )
+    facts = [(s.tasks, s.splits, s.head_size, s.window) for s in (fill, drain)]
+    if facts[0] == facts[1]:
+        return
+    for position, sm in _examples(problem):
+        filled_slots, drained_slots = (
+            _state_slots(problem, row, ring, s, position, sm) for s in (fill, drain)
+        )
+        if filled_slots != drained_slots:
+            raise fault(
+                f"in {row} at position {position} role {fill.role} fills {filled_slots} slots of ring {ring.name} "
+                f"and the consumers drain {drained_slots}",
+                "equal numbers of slots at every position",
+                row,
+                sm,
+                position + 1,
+            )
+    raise fault(
+        f"in {row} role {fill.role} fills ring {ring.name} by (tasks, splits, head size, window) = {facts[0]} and "
+        f"the consumers drain it by {facts[1]}",
+        "equal rows in equal slots",
+        row,
+    )
+
+
+def _state_slots(
+    problem: Problem, row: Row, ring: Ring, stream: Stream, position: int, sm: int
+) -> int:
+    """Slots of an SM's (kv head, split) tasks at a position (docs/ir.md, state order)."""
+    first, count = (int(v[sm]) for v in shares(stream.tasks, row.rotation, problem.sms))
+    low = max(0, position + 1 - stream.window) if stream.window else 0
+    chunk = -(-(position - low) // stream.splits)
+    per_slot = ring.slot_bytes // (VALUE_BYTES * max(1, stream.head_size))
+    slots = 0
+    for task in range(first, first + count):
+        begin = min(low + task % stream.splits * chunk, position)
+        slots += -(-(min(begin + chunk, position) - begin) // per_slot)
+    return slots
+
+
+def _examples(problem: Problem) -> Iterator[tuple[int, int]]:
+    """Positions, twice as far each time and the last one, on every SM."""
+    position = 1
+    while position < problem.context:
+        yield from ((position, sm) for sm in range(problem.sms))
+        position *= 2
+    yield from ((problem.context - 1, sm) for sm in range(problem.sms))
