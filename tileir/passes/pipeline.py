@@ -2,92 +2,25 @@
 
     builtin.module(graph-fuse,specialize-gpu{devices=1},canonicalize,func.func(cse))
 
-Upstream cannot register passes written in Python, so the text is parsed here; what is not ours goes to a PassManager
-as text. Each level's contract is checked before and after each of our passes.
+Upstream cannot register passes written in Python, so the text is parsed here; a run of upstream's passes goes to one
+PassManager as text. Each level's contract is checked before and after each of our passes.
 """
 
 import shlex
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import lark
-
 from tileir.dialect.contracts import check
-from tileir.errors import PipelineError, TileirError
+from tileir.errors import ContractError, TileirError
 from tileir.mlir import ir, passmanager
 from tileir.passes.base import Pass
-from tileir.passes.registry import NAMES, find_pass
+from tileir.passes.grammar import Item, Upstream, parse_pipeline
 
-GRAMMAR = r"""
-    start: "builtin.module" "(" [items] ")" | items
-    items: item ("," item)*
-    item: NAME [options] | NAME "(" items ")" -> nest
-    options: "{" option* "}"
-    option: NAME ["=" value]
-    value: NAME | STRING | BRACED
-    NAME: /[\w.\-]+/
-    STRING: /"[^"]*"/
-    BRACED: /\{[^{}]*\}/
-    %import common.WS
-    %ignore WS
-"""
-
-
-@dataclass(frozen=True)
-class Upstream:
-    """A pass, or nest of passes, of upstream MLIR, as text."""
-
-    text: str
-    name: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", self.text)
-
-
-Item = Pass | Upstream
-
-
-def parse_pipeline(text: str) -> list[Item]:
-    """The passes of a pipeline, in order. Raises PipelineError with the place of what is wrong."""
-    try:
-        tree = lark.Lark(GRAMMAR, parser="earley", propagate_positions=True).parse(
-            text or "builtin.module()"
-        )
-    except lark.exceptions.UnexpectedInput as error:
-        at_end = isinstance(error, lark.exceptions.UnexpectedEOF)
-        column = len(text) + 1 if at_end else max(error.column, 1)
-        caret = " " * (column - 1) + "^"
-        raise PipelineError(f"pipeline:1:{column}: cannot read it\n  {text}\n  {caret}") from None
-    found = [child for child in tree.children if isinstance(child, lark.Tree)]
-    return [_item(text, c) for items in found for c in items.children]
-
-
-def _item(text: str, tree: Any) -> Item:
-    name = str(tree.children[0])
-    if tree.data == "nest":
-        return Upstream(text[tree.meta.start_pos : tree.meta.end_pos])
-    options = {}
-    if tree.children[1] is not None:
-        for option in tree.children[1].children:
-            value = option.children[1]
-            options[str(option.children[0])] = (
-                "" if value is None else str(value.children[0]).strip('"')
-            )
-    if name in NAMES:
-        return find_pass(name).from_options(options)
-    try:
-        whole = text[tree.meta.start_pos : tree.meta.end_pos]
-        with ir.Context():
-            passmanager.PassManager.parse(f"builtin.module({whole})")
-    except ir.MLIRError:
-        find_pass(name)
-    except ValueError:
-        find_pass(name)
-    return Upstream(whole)
+__all__ = ["parse_pipeline", "run_pipeline"]
 
 
 def run_pipeline(
@@ -100,39 +33,101 @@ def run_pipeline(
     """Run a pipeline on a builtin.module, in place; needs its context to be current.
 
     on_pass: called with each pass's name and seconds. after_pass: called with its name and the module. A pass that
-    fails leaves its input as a file, and the error names the command that reproduces it.
+    fails leaves its input as a file, and the error names the command that reproduces it. Raises PipelineError for
+    the text, ContractError for a module of another level, TileirError for what a pass refuses.
     """
-    for item in parse_pipeline(pipeline):
-        start = time.perf_counter()
+    watch = _Watch(module, on_pass, after_pass)
+    for batch in _batches(parse_pipeline(pipeline)):
         before = str(module)
+        watch.start()
         try:
-            _run(item, module)
+            _run(batch, module, watch)
         except TileirError as error:
-            raise _reproducible(item, before, error) from None
-        if on_pass is not None:
-            on_pass(item.name, time.perf_counter() - start)
-        if after_pass is not None:
-            after_pass(item.name, module)
+            command = _save(batch, before)
+            hint = f"{error.hint}\n  {command}" if error.hint else command
+            raise type(error)(error.message, location=error.location, hint=hint) from error
+        except Exception as error:
+            error.add_note(_save(batch, before))
+            raise
 
 
-def _run(item: Item, module: Any) -> None:
-    if isinstance(item, Upstream):
-        passmanager.PassManager.parse(f"builtin.module({item.text})").run(module.operation)
+class _Watch:
+    """Tells the callers when a pass is done, and how long it took."""
+
+    def __init__(
+        self,
+        module: Any,
+        on_pass: Callable[[str, float], None] | None,
+        after_pass: Callable[[str, Any], None] | None,
+    ) -> None:
+        self._module, self._on_pass, self._after_pass = module, on_pass, after_pass
+
+    def start(self) -> None:
+        self._mark = time.perf_counter()
+
+    def done(self, item: Item) -> None:
+        seconds = time.perf_counter() - self._mark
+        if self._on_pass is not None:
+            self._on_pass(item.name, seconds)
+        if self._after_pass is not None:
+            self._after_pass(item.name, self._module)
+        self.start()
+
+
+def _batches(items: list[Item]) -> Iterator[list[Item]]:
+    """Each of our passes alone, each run of upstream's together."""
+    for upstream, group in groupby(items, lambda item: isinstance(item, Upstream)):
+        batch = list(group)
+        yield from [batch] if upstream else ([item] for item in batch)
+
+
+def _run(batch: list[Item], module: Any, watch: _Watch) -> None:
+    if not isinstance(batch[0], Pass):
+        _run_upstream(batch, module, watch)
         return
+    (item,) = batch
+    assert isinstance(item, Pass)
     check(module, item.before)
     item.run(module)
     try:
         module.operation.verify()
-    except ir.MLIRError as error:
+        check(module, item.after)
+    except (ir.MLIRError, ContractError) as error:
         raise AssertionError(f"{item.name} made invalid IR: {error}") from None
-    check(module, item.after)
+    watch.done(item)
 
 
-def _reproducible(item: Item, before: str, error: TileirError) -> TileirError:
-    text = item.text() if isinstance(item, Pass) else item.text
+def _run_upstream(batch: list[Item], module: Any, watch: _Watch) -> None:
+    """One PassManager for the run; a pass of Python's between them keeps the time."""
+    manager = passmanager.PassManager("builtin.module")
+    done: list[Item] = []
+    failures: list[Exception] = []
+
+    def step(_: Any, external: Any) -> None:
+        done.append(batch[len(done)])
+        try:
+            watch.done(done[-1])
+        except Exception as error:  # must not unwind MLIR's C++ frames
+            failures.append(error)
+            external.signal_pass_failure()
+
+    for item in batch:
+        manager.add(item.text())
+        manager.add(step, name="step")
+    try:
+        manager.run(module.operation)
+    except ir.MLIRError as error:
+        if failures:
+            raise failures[0] from None
+        said = [d.message for d in error.error_diagnostics]
+        name = batch[len(done)].name
+        raise TileirError(f"{name} failed{': ' + said[0] if said else ''}") from error
+
+
+def _save(batch: list[Item], before: str) -> str:
+    """Save what a pass that failed was given; returns a line with the command that runs it again."""
     folder = tempfile.mkdtemp(prefix="tileir-")
-    path = Path(folder) / f"before-{item.name.split('{')[0].replace('(', '-')}.mlir"
-    path.write_text(before)
-    command = f"tileir-opt {path} --pass-pipeline={shlex.quote(f'builtin.module({text})')}"
-    hint = f"{error.hint}\n  reproduce: {command}" if error.hint else f"reproduce: {command}"
-    return type(error)(error.message, location=error.location, hint=hint)
+    path = Path(folder) / f"before-{batch[0].name.partition('(')[0]}.mlir"
+    path.write_text(before, encoding="utf-8")
+    text = f"builtin.module({','.join(item.text() for item in batch)})"
+    return f"reproduce: tileir-opt {shlex.quote(str(path))} --pass-pipeline={shlex.quote(text)}"

@@ -2,6 +2,10 @@
 
 import json
 import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import closing
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +14,8 @@ from rich.console import Console
 
 import tileir
 from tileir.errors import TileirError
+from tileir.passes.registry import NAMES
+from tileir.target import find_target
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,17 +32,21 @@ def compile_command(
         "model.tileir"
     ),
     target: Annotated[str, typer.Option(help="h100, h200 or virtual")] = "h100",
-    max_context: Annotated[int, typer.Option(help="positions the KV cache holds")] = 2048,
+    max_context: Annotated[int, typer.Option(min=1, help="positions the KV cache holds")] = 2048,
     emit: Annotated[str, typer.Option(help=f"print one stop instead: {', '.join(STAGES)}")] = "",
     print_ir_after: Annotated[
         list[str] | None, typer.Option(help="print the IR after a pass")
     ] = None,
 ) -> None:
     """Compile a model: tileir compile ./SmolLM2 -o smol.tileir --target h100."""
+    _check_names("stop", [emit] if emit else [], STAGES)
+    _check_names("pass", print_ir_after or [], NAMES)
+    find_target(target)
+    if not output.absolute().parent.is_dir():
+        raise TileirError(f"no folder {output.parent}", hint="make it, or name another with -o")
     from tileir.frontends.torch_export import export_decode, load_hf
 
-    if emit and emit not in STAGES:
-        raise TileirError(f"nothing to emit called {emit!r}", hint=f"stops: {', '.join(STAGES)}")
+    warnings.simplefilter("ignore", FutureWarning)  # torch.export's, about itself
     console = Console(stderr=True, highlight=False)
     with console.status("exporting"):
         program = export_decode(load_hf(model), max_context)
@@ -60,7 +70,7 @@ def run(
     chat: Annotated[
         bool, typer.Option(help="put the prompt into the model's chat template")
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="how many tokens at most")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="how many tokens at most")] = 128,
     device: Annotated[str, typer.Option(help="auto, cuda:N, reference or reference-bf16")] = "auto",
 ) -> None:
     """Generate text: tileir run smol.tileir --weights ./SmolLM2 --prompt "Once upon"."""
@@ -73,12 +83,13 @@ def run(
 
         prompt = render_chat(weights, prompt)
     ids = tokenizer.encode(prompt).ids
-    session = loaded.load(weights, device=device)
     streamer = Streamer(tokenizer)
-    for token in session.generate(ids, max_new_tokens, stop_ids=_stop_ids(weights)):
-        print(streamer.push(token), end="", flush=True)
-    print(streamer.rest())
-    session.close()
+    with closing(loaded.load(weights, device=device)) as session:
+        # Closed first, also on Ctrl-C: a kernel that still runs must end before its memory is given back.
+        with closing(session.generate(ids, max_new_tokens, stop_ids=_stop_ids(weights))) as tokens:
+            for token in tokens:
+                print(streamer.push(token), end="", flush=True)
+        print(streamer.rest())
 
 
 @app.command()
@@ -89,6 +100,15 @@ def inspect(
     """Say what a package holds: tileir inspect smol.tileir."""
     loaded = tileir.load_package(package)
     print(json.dumps(loaded.manifest, indent=1) if as_json else loaded.summary())
+
+
+def _check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
+    """Raises TileirError, with near matches, for the first name that is none of the known."""
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            guess = f"did you mean {near[0]!r}? " if near else ""
+            raise TileirError(f"unknown {kind} {name!r}", hint=f"{guess}known: {', '.join(known)}")
 
 
 def _stop_ids(folder: Path) -> list[int]:

@@ -21,29 +21,33 @@ def load_tokenizer(folder: Path) -> Any:
 class Streamer:
     """Turns tokens into text without ever splitting a character.
 
-    A token may end inside a UTF-8 sequence; what decodes to a replacement character waits for the next token.
+    A token may end inside a UTF-8 sequence; what decodes to a replacement character waits for the next token. Each
+    token is decoded behind the ones before it, since a decoder may treat the first token of a text in its own way;
+    what was given long ago is not decoded again.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._tokens: list[int] = []
-        self._given = 0
+        self._known: list[int] = []
+        self._waiting: list[int] = []
 
     def push(self, token: int) -> str:
         """The text that one more token completes; may be empty."""
-        self._tokens.append(token)
+        self._waiting.append(token)
         text = self._text()
-        if text.endswith("\ufffd"):
+        if not text or text.endswith("\ufffd"):
             return ""
-        return self._take(text)
+        self._known, self._waiting = self._waiting, []
+        return text
 
     def rest(self) -> str:
         """What is left at the end, as it is."""
-        return self._take(self._text())
+        text, self._known, self._waiting = self._text(), self._waiting, []
+        return text
 
     def _text(self) -> str:
-        return str(self._tokenizer.decode(self._tokens, skip_special_tokens=True))
+        """What the waiting tokens add to the known ones."""
+        return self._decode(self._known + self._waiting)[len(self._decode(self._known)) :]
 
-    def _take(self, text: str) -> str:
-        new, self._given = text[self._given :], len(text)
-        return new
+    def _decode(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
