@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tileir.dialect.attributes import fail, first_failure, get, name_of, place_of, shape_of, walk
-from tileir.dialect.tile import attend_shapes
+from tileir.dialect.tile import attend_shapes, select_kind
 from tileir.mlir import ext, ir
 
 Tensor = ir.RankedTensorType
@@ -29,14 +29,17 @@ class Engine(ext.Dialect, name="engine"):
 class DeviceOp(Engine.Operation, name="device", traits=OPEN):
     """One GPU's kernel: declarations, bodies, then the phase table, in its region.
 
-    tokens: most tokens a step; context: positions a state holds; smem_bytes, exchange_bytes, constant_bytes,
+    index: of `devices` GPUs. tokens, sequences: most a step; page: rows of a KV page, 0 = none; context: positions a state holds; smem_bytes, exchange_bytes, constant_bytes,
     state_bytes: what allocate-memory laid out.
     """
 
     index: ir.IntegerAttr
+    devices: ir.IntegerAttr
     sms: ir.IntegerAttr
     consumer_warps: ir.IntegerAttr
     tokens: ir.IntegerAttr
+    sequences: ir.IntegerAttr
+    page: ir.IntegerAttr
     context: ir.IntegerAttr
     vocabulary: ir.IntegerAttr
     body: ext.Region
@@ -124,7 +127,7 @@ class BufferOp(Engine.Operation, name="buffer"):
 
 
 class StateOp(Engine.Operation, name="state"):
-    """A mutable state at byte `offset` of the state memory."""
+    """A mutable state at byte `offset` of the state memory; attributes as tile.state's."""
 
     sym_name: ir.StringAttr
     result: Result[Tensor]
@@ -163,11 +166,13 @@ class RoleOp(Engine.Operation, name="role", traits=OPEN):
 class RowOp(Engine.Operation, name="row"):
     """One stage of the phase table.
 
-    names: of declarations, one for each of the body's arguments. rotation: where the assignment of tasks
-    starts. phase: stages that do not depend on each other share one. tile_base: first tile of the space that this
-    row covers. weights: state-dict names, by the segments' index.
+    stage: its number in the tile function, the same on all GPUs. names: of declarations, one for each of the body's
+    arguments. rotation: where the assignment of tasks starts. phase: stages that do not depend on each other may share
+    one. tile_base: first task of the space that this row covers. weights: state-dict names, by the segments' index, and
+    with attribute `views` what of them.
     """
 
+    stage: ir.IntegerAttr
     names: Any
     body: ir.StringAttr
     phase: ir.IntegerAttr
@@ -177,24 +182,40 @@ class RowOp(Engine.Operation, name="row"):
 
 
 class FillOp(Engine.Operation, name="fill"):
-    """A loader's part: source "tape" streams weight tiles, source "state" old rows of k and v."""
+    """A loader's part of a contract: weight tiles, from the tape, or of the experts that routing `of` chose."""
 
-    ins: Sequence[Operand[Tensor]]
+    of: Operand[Tensor] | None
     ring: ir.StringAttr
     source: ir.StringAttr
 
     @staticmethod
     def verify_region_invariants(op: Any) -> bool:
-        """Known source with its operands."""
+        """Known source with its operand."""
         source, count = get(op, "source"), len(op.operation.operands)
         return first_failure(
             op,
             [
-                (source in ("tape", "state"), "source is tape or state"),
-                (source != "tape" or count == 0, "the tape has no operands"),
-                (source != "state" or count == 2, "a state stream takes k and v"),
+                (source in ("tape", "experts"), "source is tape or experts"),
+                (count == (source == "experts"), "experts take their routing, the tape nothing"),
             ],
         )
+
+
+class FillRowsOp(Engine.Operation, name="fill_rows"):
+    """A loader's part: old rows of one state, or of k and v."""
+
+    k: Operand[Tensor]
+    v: Operand[Tensor] | None
+    ring: ir.StringAttr
+
+
+class FillGatheredOp(Engine.Operation, name="fill_gathered"):
+    """A loader's part: old rows that `indices` list, of one state, or of k and v."""
+
+    k: Operand[Tensor]
+    indices: Operand[Tensor]
+    v: Operand[Tensor] | None
+    ring: ir.StringAttr
 
 
 class ReceiveOp(Engine.Operation, name="receive"):
@@ -206,11 +227,16 @@ class ReceiveOp(Engine.Operation, name="receive"):
 
 
 class MultiplyOp(Engine.Operation, name="multiply"):
-    """Consumers drain the tape ring: partial sums of `tiles` tiles of K `k`, one for each warp."""
+    """Consumers drain the ring: partial sums of `tiles` tiles of K `k`, one for each warp.
 
+    source: "tape", "experts" (of: their routing) or "rows" of a state (of: the channel with the step's own).
+    """
+
+    of: Operand[Tensor] | None
     k: ir.IntegerAttr
     tiles: ir.IntegerAttr
     ring: ir.StringAttr
+    source: ir.StringAttr
 
 
 class EmitOp(Engine.Operation, name="emit"):
@@ -223,26 +249,28 @@ class EmitOp(Engine.Operation, name="emit"):
 
 
 class AttendOp(Engine.Operation, name="attend"):
-    """Consumers' part of tile.attend: operands qkv, k, v and the partial channel."""
+    """Consumers' part of tile.attend: operands the partial channel, k and v; facts and region as there."""
 
-    qkv: Operand[Tensor]
-    k: Operand[Tensor]
-    v: Operand[Tensor]
     partial: Operand[Tensor]
+    k: Operand[Tensor]
+    v: Operand[Tensor] | None
     heads: ir.IntegerAttr
     kv_heads: ir.IntegerAttr
+    groups: ir.IntegerAttr
     head_size: ir.IntegerAttr
+    value_size: ir.IntegerAttr
     scale: ir.FloatAttr
     window: ir.IntegerAttr
     softcap: ir.FloatAttr
     splits: ir.IntegerAttr
-    offsets: Any
     ring: ir.StringAttr
+    gathers: ext.Region
 
     @staticmethod
     def verify_region_invariants(op: Any) -> bool:
         """As tile.attend."""
-        return attend_shapes(op, shape_of(list(op.operation.operands)[3])[1:])
+        partial, *states = op.operation.operands
+        return attend_shapes(op, states, shape_of(partial)[1:])
 
 
 class MapOp(Engine.Operation, name="map"):
@@ -254,10 +282,25 @@ class MapOp(Engine.Operation, name="map"):
 
 
 class SelectOp(Engine.Operation, name="select"):
-    """Consumers' part of tile.select, on every SM: the step's token, the step record and the mailbox."""
+    """Consumers' part of an argmax, on every SM: makes the step's "token" or "draft" (`makes`); the last one of a
+    step also the step record and the mailbox.
+    """
 
     ins: Sequence[Operand[Tensor]]
     kind: ir.StringAttr
+
+
+class ChooseOp(Engine.Operation, name="choose"):
+    """Consumers' part of a tile.select that makes a channel, from scores: kinds "route" and "top_k"."""
+
+    scores: Operand[Tensor]
+    out: Operand[Tensor]
+    kind: ir.StringAttr
+
+    @staticmethod
+    def verify_region_invariants(op: Any) -> bool:
+        """A known kind with its facts."""
+        return select_kind(op)
 
 
 class BarrierOp(Engine.Operation, name="barrier"):

@@ -5,6 +5,7 @@ of a tile, of a segment's rows and of every region operation.
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 from tileir.dialect.attributes import first_failure, get, name_of, place_of, shape_of
@@ -14,6 +15,7 @@ Tensor = ir.RankedTensorType
 Operand = ext.Operand
 Result = ext.Result
 
+ROUTE_FACTS = ("k", "experts", "groups", "top_groups", "normalize", "scale", "fill", "score")
 HALF_ROWS = 8
 TILE_ROWS = 16
 BLOCK_K = 32
@@ -37,8 +39,8 @@ def _placed(op: Any, place: str) -> bool:
 class BufferOp(Tile.Operation, name="buffer"):
     """A packed constant, placed in "buffer".
 
-    kind "tensor": the tensor `sym_name` as it is. kind "rope": cos and sin, [context, head_size / 2, 2] f32, made
-    from `inv_freq` (dense f32) and `scale`.
+    kind "tensor": the tensor `sym_name` as it is, or through `view`. kind "rope": cos and sin, [context,
+    values / 2, 2] f32, made from `inv_freq` (dense f32) and `scale`.
     """
 
     sym_name: ir.StringAttr
@@ -60,24 +62,28 @@ class BufferOp(Tile.Operation, name="buffer"):
 
 
 class StateOp(Tile.Operation, name="state"):
-    """A mutable state, heads × context × size, placed in "state"."""
+    """A mutable state, heads × rows × size, placed in "state"; with `page` > 0 its rows are whole pages."""
 
     sym_name: ir.StringAttr
     result: Result[Tensor]
 
     @staticmethod
     def verify_region_invariants(op: Any) -> bool:
-        """Placed in "state"."""
-        return _placed(op, "state")
+        """Placed in "state", in whole pages."""
+        rows, page = shape_of(op.operation.results[0])[1], get(op, "page", 0)
+        whole = page >= 0 and (page == 0 or (rows or 0) % page == 0)
+        return _placed(op, "state") and first_failure(
+            op, [(whole, f"{rows} rows are no whole pages of {page}")]
+        )
 
 
 class ContractOp(Tile.Operation, name="contract"):
     """Weight tiles × activations, for the tiles [tile_base, tile_base + tiles) of the stage's tile space.
 
-    x: channel [T, K]; into: the channel that an earlier range of the same space made, which this one goes on filling;
-    weights: state-dict names of tensors [N, K], which only the tape streams. The prologue maps one value of x, the
-    epilogue holds one `tile.segment` for each run of tiles. One group means one weight block for all rows of x; K parts
-    make partial sums.
+    x: channel [T, …]; into: the channel that an earlier range of the same space made, which this one goes on filling;
+    weights: state-dict names of tensors [N, K], or of views of them, which only streams read. The prologue maps one
+    value of x and says by `tile.experts` or `tile.rows` what else than the tape's weights is streamed; the epilogue
+    holds one `tile.segment` for each run of tiles. Group g meets x[offset + g·stride … + k]. K parts make partial sums.
     """
 
     x: Operand[Tensor]
@@ -94,24 +100,49 @@ class ContractOp(Tile.Operation, name="contract"):
 
     @staticmethod
     def verify_region_invariants(op: Any) -> bool:
-        """The segments cover the tiles of a whole space; K is x's; sources are weights."""
+        """The segments cover the tiles of a whole space; groups lie inside x; sources are weights."""
         x = op.operation.operands[0]
-        k, base, tiles = (get(op, n) for n in ("k", "tile_base", "tiles"))
+        k, base, tiles, groups = (get(op, n) for n in ("k", "tile_base", "tiles", "groups"))
         segments = [o for o in op.operation.regions[1].blocks[0] if name_of(o) == "tile.segment"]
         space = sum(get(o, "tiles") for o in segments)
         count = len(get(op, "weights") or [])
+        offset, stride = get(op, "x") or (0, 0)
         sources = [get(o, "sources") for o in segments]
+        source = source_of(op)
+        reached = offset + (groups - 1) * stride + k
+        taken = source == "tape" and (groups == 1 or space % groups == 0)
         return first_failure(
             op,
             [
                 (place_of(x) == "channel", "x is no channel"),
-                (shape_of(x)[-1] == k, f"x of {shape_of(x)} for K of {k}"),
-                (all(max(s[0], s[2]) < count for s in sources), f"a source beyond {count} weights"),
+                (groups >= 1 and get(op, "k_parts") >= 1, "groups and k_parts are ≥ 1"),
+                (
+                    "x" in op.operation.attributes or shape_of(x)[-1] == k,
+                    f"x of {shape_of(x)} for K of {k}",
+                ),
+                (reached <= prod(_static(x)[1:]), f"groups reach {reached} values of {_static(x)}"),
+                (
+                    source == "rows" or all(max(s[0], s[2]) < count for s in sources),
+                    f"a source beyond {count} weights",
+                ),
                 (bool(segments), "no segments"),
                 (base >= 0 and tiles > 0 and base + tiles <= space, f"tiles beyond {space}"),
-                (get(op, "groups") >= 1 and get(op, "k_parts") >= 1, "groups and k_parts are ≥ 1"),
+                (taken or source != "tape", f"{groups} groups do not part {space} tiles"),
+                (len(get(op, "views") or []) in (0, count), "views are one a weight"),
             ],
         )
+
+
+def source_of(op: Any) -> str:
+    """What a contract streams: "tape", "experts" or "rows"."""
+    for inner in op.operation.regions[0].blocks[0]:
+        if name_of(inner) in ("tile.experts", "tile.rows"):
+            return name_of(inner).removeprefix("tile.")
+    return "tape"
+
+
+def _static(value: Any) -> list[int]:
+    return [size or 1 for size in shape_of(value)]
 
 
 class SegmentOp(Tile.Operation, name="segment"):
@@ -143,49 +174,62 @@ class SegmentOp(Tile.Operation, name="segment"):
 
 
 class AttendOp(Tile.Operation, name="attend"):
-    """Online-softmax attention of the step's queries over old rows and the step's own k and v.
+    """Online-softmax attention of the step's queries over old rows of states and the step's own rows.
 
-    qkv: channel [T, N] that holds q, k, v from `offsets` on; k, v: states. Tasks are (kv head, split).
-    result: channel [T, heads, splits, head_size + 2] f32: the unnormalised sum, the maximum, the sum of weights.
+    k: state; v: state, absent if values are the first `value_size` of a key row. The region says what a task gathers:
+    tile.query, tile.key, tile.value, tile.gather. Tasks are (group of query heads, split).
+    result: channel [T, heads, splits, value_size + 2] f32: the unnormalised sum, the maximum, the sum of weights.
     """
 
-    qkv: Operand[Tensor]
     k: Operand[Tensor]
-    v: Operand[Tensor]
+    v: Operand[Tensor] | None
     heads: ir.IntegerAttr
     kv_heads: ir.IntegerAttr
+    groups: ir.IntegerAttr
     head_size: ir.IntegerAttr
+    value_size: ir.IntegerAttr
     scale: ir.FloatAttr
     window: ir.IntegerAttr
     softcap: ir.FloatAttr
     splits: ir.IntegerAttr
-    offsets: Any
     result: Result[Tensor]
+    gathers: ext.Region
 
     @staticmethod
     def verify_region_invariants(op: Any) -> bool:
         """Heads fit the states; the result has one partial a head and split."""
-        return attend_shapes(op, shape_of(op.operation.results[0])[1:])
+        return attend_shapes(op, op.operation.operands, shape_of(op.operation.results[0])[1:])
 
 
-def attend_shapes(op: Any, partial: list[int | None]) -> bool:
-    """Verify what tile.attend and engine.attend share; partial: [heads, splits, size + 2]."""
-    heads, kv, size, splits = (get(op, n) for n in ("heads", "kv_heads", "head_size", "splits"))
-    k, v = (shape_of(o) for o in list(op.operation.operands)[1:3])
+def attend_shapes(op: Any, states: Any, partial: list[int | None]) -> bool:
+    """Heads fit the states, pieces the head; a partial of `partial` values a token. Shared with engine.attend."""
+    k, *v = (shape_of(o) for o in states)
+    heads, kv, groups = (get(op, n) for n in ("heads", "kv_heads", "groups"))
+    size, value, splits = (get(op, n) for n in ("head_size", "value_size", "splits"))
+    pieces = {"tile.query": 0, "tile.key": 0, "tile.value": 0}
+    for inner in op.operation.regions[0].blocks[0]:
+        if name_of(inner) in pieces:
+            pieces[name_of(inner)] += get(inner, "size")
+    wanted = {"tile.query": size, "tile.key": size, "tile.value": value if v else 0}
     return first_failure(
         op,
         [
             (kv > 0 and heads % kv == 0, f"{heads} heads cannot share {kv} kv heads"),
+            (groups % kv == 0 and heads % groups == 0, f"{groups} groups of {heads} heads"),
             (splits >= 1, "splits is at least 1"),
-            (k == v and (k[0], k[2]) == (kv, size), f"states of {k}, {v} for {kv} heads of {size}"),
-            (partial == [heads, splits, size + 2], f"partial of {partial}"),
-            (len(get(op, "offsets") or []) == 3, "offsets are [q, k, v]"),
+            ((k[0], k[2]) == (kv, size), f"k state of {k} for {kv} kv heads of {size}"),
+            (all((s[0], s[2]) == (kv, value) for s in v), f"v state of {v} for values of {value}"),
+            (value <= size or bool(v), f"values of {value} in keys of {size}"),
+            (partial == [heads, splits, value + 2], f"partial of {partial}"),
+            (pieces == wanted, f"pieces of {pieces} for {wanted}"),
         ],
     )
 
 
 class MapOp(Tile.Operation, name="map"):
-    """Rows computed one by one: a gather or a small reduction, named by the region."""
+    """Rows computed one by one: gathers, small reductions, norms, named by the region; a row is its values' share
+    of the channel.
+    """
 
     ins: Sequence[Operand[Tensor]]
     rows: ir.IntegerAttr
@@ -193,10 +237,14 @@ class MapOp(Tile.Operation, name="map"):
     body: ext.Region
 
 
-class SelectOp(Tile.Operation, name="select"):
-    """The largest of every SM's candidates; ties go to the lowest index.
+SELECTS = ("argmax", "route", "top_k")
 
-    ins: channels [T, sms, 2] i32 (order-preserving key, index); result: [T] i32.
+
+class SelectOp(Tile.Operation, name="select"):
+    """A choice among scores; ties go to the lowest index (docs/ir.md, select).
+
+    "argmax": ins are channels of candidates [T, sms, 2] i32 (order-preserving key, index), result [T] i32. "route": a
+    channel of scores [T, …] f32 → [T, k, 2] i32 (expert, bits of its f32 weight). "top_k": [T, context] f32 → [T, k] i32.
     """
 
     ins: Sequence[Operand[Tensor]]
@@ -205,15 +253,33 @@ class SelectOp(Tile.Operation, name="select"):
 
     @staticmethod
     def verify_region_invariants(op: Any) -> bool:
-        """A known kind."""
-        return first_failure(op, [(get(op, "kind") == "argmax", "kind is argmax")])
+        """A known kind with its facts."""
+        return select_kind(op)
+
+
+def select_kind(op: Any) -> bool:
+    """A known kind with its facts. Shared with engine.select."""
+    kind = get(op, "kind")
+    needs = {"route": ROUTE_FACTS, "top_k": ("k",)}.get(kind, ())
+    missing = [n for n in needs if n not in op.operation.attributes]
+    return first_failure(
+        op,
+        [
+            (kind in SELECTS, f"kind is {', '.join(SELECTS)}"),
+            (not missing, f"{kind} needs {', '.join(missing)}"),
+            (get(op, "score", "softmax") in ("softmax", "sigmoid"), "score is softmax or sigmoid"),
+        ],
+    )
 
 
 # ---- inside regions: scalars of one element, the index implied by the tile
 
 
 class RmsNormOp(Tile.Operation, name="rms_norm"):
-    """Prologue: v · weight (or · (1 + weight)), rounded; the accumulators get rsqrt(mean(v²) + eps)."""
+    """v · weight (or · (1 + weight)) · rsqrt(mean(v²) + eps), over the channel, in a map over the row.
+
+    In a prologue v · weight is rounded and the accumulators get the factor.
+    """
 
     v: Operand[ir.F32Type]
     weight: Operand[Tensor]
@@ -245,7 +311,7 @@ class ResidualOp(Tile.Operation, name="residual"):
 
 
 class RopeOp(Tile.Operation, name="rope"):
-    """Epilogue: rotates (lo, hi) by the angle of the step's position, from a rope table."""
+    """Epilogue: rotates (lo, hi) by the angle of the token's position, from a rope table; `first` of a head on."""
 
     lo: Operand[ir.F32Type]
     hi: Operand[ir.F32Type]
@@ -258,12 +324,14 @@ class RopeOp(Tile.Operation, name="rope"):
     @staticmethod
     def verify_region_invariants(op: Any) -> bool:
         """Halves hold a pair each: the style is "half"."""
-        size = get(op, "head_size")
+        turned = 2 * (shape_of(op.operation.operands[2])[1] or 0)
+        first, size = get(op, "first", 0), get(op, "head_size")
         return first_failure(
             op,
             [
                 (get(op, "style") == "half", 'style is "half"'),
-                (size % TILE_ROWS == 0, f"head size {size} is no multiple of {TILE_ROWS}"),
+                (turned % TILE_ROWS == 0, f"{turned} turned values are no multiple of {TILE_ROWS}"),
+                (0 <= first <= size - turned, f"values {first} … + {turned} of heads of {size}"),
             ],
         )
 
@@ -306,8 +374,91 @@ class CandidateOp(Tile.Operation, name="candidate"):
     bases: Any
 
 
+class SigmoidOp(Tile.Operation, name="sigmoid"):
+    """Epilogue: 1 / (1 + exp(−v))."""
+
+    lo: Operand[ir.F32Type]
+    hi: Operand[ir.F32Type]
+    out_lo: Result[ir.F32Type]
+    out_hi: Result[ir.F32Type]
+
+
+class WeighOp(Tile.Operation, name="weigh"):
+    """Epilogue of experts: times the weight that routing gave the slot."""
+
+    lo: Operand[ir.F32Type]
+    hi: Operand[ir.F32Type]
+    routing: Operand[Tensor]
+    out_lo: Result[ir.F32Type]
+    out_hi: Result[ir.F32Type]
+
+
+class ReluSumOp(Tile.Operation, name="relu_sum"):
+    """Epilogue of a state's rows: Σ over heads h, ascending, of weights[h]·relu(scale·v_h)."""
+
+    lo: Operand[ir.F32Type]
+    hi: Operand[ir.F32Type]
+    weights: Operand[Tensor]
+    scale: ir.FloatAttr
+    out_lo: Result[ir.F32Type]
+    out_hi: Result[ir.F32Type]
+
+
+# ---- statements: what a contract multiplies, what attention gathers
+
+
+class ExpertsOp(Tile.Operation, name="experts"):
+    """Prologue: the weights are those of the experts that routing [T, k, 2] chose."""
+
+    routing: Operand[Tensor]
+
+
+class RowsOp(Tile.Operation, name="rows"):
+    """Prologue: the weights are rows of a state [1, rows, k], the step's own from values `offset` on of a channel."""
+
+    state: Operand[Tensor]
+    own: Operand[Tensor]
+    offset: ir.IntegerAttr
+
+
+class QueryOp(Tile.Operation, name="query"):
+    """Attend: values offset + head·stride … + size of a channel are the next of the head's query."""
+
+    channel: Operand[Tensor]
+    offset: ir.IntegerAttr
+    stride: ir.IntegerAttr
+    size: ir.IntegerAttr
+
+
+class KeyOp(Tile.Operation, name="key"):
+    """Attend: the next values of the step's own key row of a kv head."""
+
+    channel: Operand[Tensor]
+    offset: ir.IntegerAttr
+    stride: ir.IntegerAttr
+    size: ir.IntegerAttr
+
+
+class ValueOp(Tile.Operation, name="value"):
+    """Attend: the next values of the step's own value row of a kv head."""
+
+    channel: Operand[Tensor]
+    offset: ir.IntegerAttr
+    stride: ir.IntegerAttr
+    size: ir.IntegerAttr
+
+
+class GatherOp(Tile.Operation, name="gather"):
+    """Attend: only the positions listed in a channel [T, k] i32, ascending, −1 for none."""
+
+    indices: Operand[Tensor]
+
+
+# ---- map bodies: the values of a row
+
+
 class LookupOp(Tile.Operation, name="lookup"):
-    """Map: the step's token's row of a table, times `scale`."""
+    """Map: the token's row of a table, times `scale`. of: "step", or "choice" for the token just chosen."""
 
     table: Operand[Tensor]
     scale: ir.FloatAttr
@@ -315,10 +466,63 @@ class LookupOp(Tile.Operation, name="lookup"):
 
 
 class CombineOp(Tile.Operation, name="combine"):
-    """Map: one value of attention's output from all splits' partial results of a head."""
+    """Map: attention's output of head `row` from all splits' partial results."""
 
     partial: Operand[Tensor]
     result: Result[ir.F32Type]
+
+
+class LoadOp(Tile.Operation, name="load"):
+    """Map: values offset + row·size … + size of a channel."""
+
+    channel: Operand[Tensor]
+    offset: ir.IntegerAttr
+    size: ir.IntegerAttr
+    result: Result[ir.F32Type]
+
+
+class SumOp(Tile.Operation, name="sum"):
+    """Map: Σ over the parts p, ascending, of values row·size … + size of a channel [T, parts, N] f32."""
+
+    parts: Operand[Tensor]
+    size: ir.IntegerAttr
+    result: Result[ir.F32Type]
+
+
+class PlusOp(Tile.Operation, name="plus"):
+    """Map: a + b."""
+
+    a: Operand[ir.F32Type]
+    b: Operand[ir.F32Type]
+    result: Result[ir.F32Type]
+
+
+class LayerNormOp(Tile.Operation, name="layer_norm"):
+    """Map: (v − mean) / sqrt(variance + eps) · weight + bias, over the row."""
+
+    v: Operand[ir.F32Type]
+    weight: Operand[Tensor]
+    bias: Operand[Tensor]
+    eps: ir.FloatAttr
+    result: Result[ir.F32Type]
+
+
+class RotateOp(Tile.Operation, name="rotate"):
+    """Map: rotary embedding of the row's values from `first` on. style "half", "interleaved" or "split"."""
+
+    v: Operand[ir.F32Type]
+    table: Operand[Tensor]
+    first: ir.IntegerAttr
+    style: ir.StringAttr
+    result: Result[ir.F32Type]
+
+
+class StoreOp(Tile.Operation, name="store"):
+    """Map: into values `offset` … of head `row` of a state, at the token's position."""
+
+    v: Operand[ir.F32Type]
+    state: Operand[Tensor]
+    offset: ir.IntegerAttr
 
 
 class YieldOp(Tile.Operation, name="yield", traits=[ir.IsTerminatorTrait]):
