@@ -3,7 +3,7 @@
 The oracle of the packing kernel, and what the reference device loads. No MLIR, no GPU.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,29 @@ def pack_row(
         np.ascontiguousarray(blocked[f : f + c].reshape(-1, 16, 32))
         for f, c in zip(firsts, counts, strict=True)
     ]
+
+
+def view_of(array: Any, view: Sequence[int]) -> Any:
+    """A view of a tensor: element (i, …) = flat[offset + i·s0 + …]; view = [offset, d…, s…], [] for all of it."""
+    if not view:
+        return array
+    rank = (len(view) - 1) // 2
+    flat = np.ascontiguousarray(array).reshape(-1)
+    shape, steps = view[1 : 1 + rank], view[1 + rank :]
+    reach = view[0] + sum((d - 1) * s for d, s in zip(shape, steps, strict=True))
+    if not 0 <= reach < flat.size:
+        raise PackageError(
+            f"a view of {flat.size} values reaches value {reach}",
+            hint="are these the weights that were exported?",
+        )
+    strides = [s * flat.itemsize for s in steps]
+    return np.lib.stride_tricks.as_strided(flat[view[0] :], shape, strides, writeable=False)
+
+
+def matrix(array: Any, view: Sequence[int]) -> Any:
+    """A weight, or a view of it, as [rows, k]."""
+    found = view_of(array, view)
+    return found.reshape(-1, found.shape[-1])
 
 
 def tensor(tensors: Mapping[str, Any], name: str) -> Any:

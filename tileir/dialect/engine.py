@@ -29,7 +29,8 @@ class Engine(ext.Dialect, name="engine"):
 class DeviceOp(Engine.Operation, name="device", traits=OPEN):
     """One GPU's kernel: declarations, bodies, then the phase table, in its region.
 
-    index: of `devices` GPUs. tokens, sequences: most a step; page: rows of a KV page, 0 = none; context: positions a state holds; smem_bytes, exchange_bytes, constant_bytes,
+    index: of `devices` GPUs. tokens, sequences: most a step; page: rows of a KV page, 0 = none; context: positions a
+    sequence may have; smem_bytes, exchange_bytes, constant_bytes,
     state_bytes: what allocate-memory laid out.
     """
 

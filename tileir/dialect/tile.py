@@ -244,7 +244,8 @@ class SelectOp(Tile.Operation, name="select"):
     """A choice among scores; ties go to the lowest index (docs/ir.md, select).
 
     "argmax": ins are channels of candidates [T, sms, 2] i32 (order-preserving key, index), result [T] i32. "route": a
-    channel of scores [T, …] f32 → [T, k, 2] i32 (expert, bits of its f32 weight). "top_k": [T, context] f32 → [T, k] i32.
+    channel of scores [T, …] f32 → [T, k, 2] i32 (expert, bits of its f32 weight). "top_k": [T, context] f32 → [T, k]
+    i32.
     """
 
     ins: Sequence[Operand[Tensor]]
@@ -394,12 +395,13 @@ class WeighOp(Tile.Operation, name="weigh"):
 
 
 class ReluSumOp(Tile.Operation, name="relu_sum"):
-    """Epilogue of a state's rows: Σ over heads h, ascending, of weights[h]·relu(scale·v_h)."""
+    """Epilogue of a state's rows: Σ over heads h, ascending, of weights[offset + h]·relu(scale·v_h)."""
 
     lo: Operand[ir.F32Type]
     hi: Operand[ir.F32Type]
     weights: Operand[Tensor]
     scale: ir.FloatAttr
+    offset: ir.IntegerAttr
     out_lo: Result[ir.F32Type]
     out_hi: Result[ir.F32Type]
 

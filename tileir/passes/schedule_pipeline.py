@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tileir.dialect.attributes import get, name_of, put, walk
+from tileir.dialect.tile import source_of
 from tileir.passes.base import Pass
 from tileir.scheduling.pipeline import phases, rotations
 from tileir.target import find_target
@@ -15,9 +16,10 @@ STAGES = ("tile.contract", "tile.attend", "tile.map", "tile.select")
 class SchedulePipelinePass(Pass):
     """Number phases, rotate remainders, describe the rings.
 
-    Before: tile level. After: every stage has `phase`, the longest path to it from the step's token
-    (stages that do not depend on each other share one), and `rotation`, where its tasks start on
-    the SMs: where the contract before it left off, so that the SMs stream nearly the same bytes
+    Before: tile level. After: every stage has `phase`, the latest that delays nobody (stages that do not depend on
+    each other share one), and stages stand in their phases' order, within one those first that wait for no choice of
+    experts or positions. They have `rotation`, where their tasks start on
+    the SMs: where the contract before left off, so that the SMs stream nearly the same bytes
     over a step and the ring absorbs the rest. The module has `tileir.rings`; how many slots fit is
     allocate-memory's to say.
 
@@ -35,8 +37,10 @@ class SchedulePipelinePass(Pass):
         """Put the attributes. Raises TileirError for an unknown target."""
         target = find_target(self.target)
         stages = list(walk(module, *STAGES))
-        tiles = [get(op, "tiles") if name_of(op) == "tile.contract" else 0 for op in stages]
         levels = phases(len(stages), _edges(stages))
+        stages = _in_order(module, stages, levels)
+        levels = sorted(levels)
+        tiles = [_static_tiles(op) for op in stages]
         starts = rotations(tiles, target.sms)
         for op, phase, rotation in zip(stages, levels, starts, strict=True):
             put(op, phase=phase, rotation=rotation)
@@ -44,13 +48,35 @@ class SchedulePipelinePass(Pass):
         put(module.operation, **{"tileir.rings": rings})
 
 
+def _static_tiles(op: Any) -> int:
+    """Tiles of weights on the tape; others move no rotation."""
+    if name_of(op) != "tile.contract" or source_of(op) != "tape":
+        return 0
+    return int(get(op, "tiles"))
+
+
+def _in_order(module: Any, stages: list[Any], levels: list[int]) -> list[Any]:
+    """Stages by phase, moved so, behind all declarations."""
+    dynamic = [any(True for _ in walk(op, "tile.experts", "tile.gather")) for op in stages]
+    order = sorted(range(len(stages)), key=lambda i: (levels[i], dynamic[i], i))
+    if order != list(range(len(stages))):
+        (function,) = walk(module, "func.func")
+        block = function.regions[0].blocks[0]
+        end = list(block)[-1].operation
+        for op in [stages[i] for i in order]:
+            op.operation.move_before(end)
+    return [stages[i] for i in order]
+
+
 def _edges(stages: list[Any]) -> list[tuple[int, int]]:
     """(producer, reader) by number.
 
-    Ranges that fill one channel do not wait for each other; their reader waits for all of them.
+    Ranges that fill one channel do not wait for each other; their reader waits for all of them. What looks up the
+    token that was just chosen waits for the choice.
     """
     makers: dict[Any, list[int]] = {}
-    edges = []
+    edges: list[tuple[int, int]] = []
+    chosen: int | None = None
     for number, op in enumerate(stages):
         ranged = list(op.operation.operands)[1:] if name_of(op) == "tile.contract" else []
         before = [maker for value in ranged for maker in makers[value]]
@@ -61,5 +87,10 @@ def _edges(stages: list[Any]) -> list[tuple[int, int]]:
             if value in makers and value not in ranged
         }
         edges += [(maker, number) for value in read for maker in makers[value]]
+        if any(get(o, "of") == "choice" for o in walk(op, "tile.lookup")):
+            assert chosen is not None, "a lookup of a choice that nothing makes"
+            edges.append((chosen, number))
+        if name_of(op) == "tile.select" and get(op, "kind") == "argmax" and chosen is None:
+            chosen = number
         makers[op.operation.results[0]] = [*before, number]
     return edges

@@ -1,39 +1,54 @@
-"""The rows of linears as runs of tiles, one tile.segment each: what lies in a tile's two halves."""
+"""The rows of linears as runs of tiles: what lies in a tile's two halves, and where its values go."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from tileir.dialect.attributes import get, located, name_of, shape_of
+from tileir.dialect.attributes import get, located, name_of, shape_of, static_shape
 from tileir.dialect.tile import HALF_ROWS, TILE_ROWS
 from tileir.errors import TileirError
 from tileir.passes.dataflow import producer, readers
 
 K_MULTIPLE = 8
+LINEARS = ("graph.linear", "graph.grouped_linear", "graph.expert_linear")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tile.segment to be: half lo of tile t is rows lo + at(0) … + 8, half hi rows hi + at(0) … + 8."""
+
+    tiles: int
+    inner: int
+    step: int
+    outer: int
+    lo: int
+    hi: int
+    turned: bool = False
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run of tiles to be: the rows of a linear, or of a gate and its up, and what follows.
+    """The rows of a linear, or of a gate and its up, and what follows.
 
-    linears: one, or gate and up. chain: the operations behind, in order. outputs: how many values
-    it makes. Half lo of tile t begins at row (t / inner)·outer + (t % inner)·step, half hi `hi`
-    rows further; of gate and up, halves are the same rows of either.
+    linears: one, or gate and up. chain: the operations behind, in order. rows: of a weight. outputs: how many values it
+    makes, a whole number of tiles' (of experts: of one slot). Of gate and up, halves are the same rows of either.
     """
 
     linears: list[Any]
     chain: list[Any]
+    rows: int
     outputs: int
-    tiles: int
-    inner: int
-    step: int = TILE_ROWS
-    outer: int = 0
-    hi: int = HALF_ROWS
+    pieces: list[Piece]
 
     @property
     def gated(self) -> bool:
         """Whether a tile makes 8 values of gate and up instead of 16."""
         return len(self.linears) == 2
+
+    @property
+    def tiles(self) -> int:
+        """Of all pieces."""
+        return sum(piece.tiles for piece in self.pieces)
 
     @property
     def value(self) -> Any:
@@ -42,23 +57,35 @@ class Run:
         return [*self.linears, *grown][-1].results[0]
 
     @property
+    def read_by(self) -> set[str]:
+        """The operations that read what it makes."""
+        return {name_of(r) for r in readers(self.value)}
+
+    @property
     def sampled(self) -> bool:
         """Whether its values are logits."""
-        return any(name_of(r) == "graph.sample" for r in readers(self.value))
+        return "graph.sample" in self.read_by
 
     @property
     def biases(self) -> list[Any]:
         """The linears' biases."""
+        if name_of(self.linears[0]) != "graph.linear":
+            return []
         return [bias for linear in self.linears for bias in list(linear.operands)[2:]]
 
-    @property
-    def bases(self) -> list[int]:
+    def bases(self, piece: Piece) -> list[int]:
         """Where the values of lo and hi begin."""
-        return [0] if self.gated else [0, self.hi]
+        return [piece.lo] if self.gated else [piece.lo, piece.hi]
 
-    def sources(self, weight: int) -> list[int]:
+    def sources(self, piece: Piece, weight: int) -> list[int]:
         """[lo weight, lo row, hi weight, hi row], its first weight having that number."""
-        return [weight, 0, weight + 1, 0] if self.gated else [weight, 0, weight, self.hi]
+        other = weight + 1 if self.gated else weight
+        return [weight, piece.lo, other, piece.lo if self.gated else piece.hi]
+
+
+def weight_of(linear: Any) -> Any:
+    """The operand of a linear that is its weight."""
+    return linear.operands[2 if name_of(linear) == "graph.expert_linear" else 1]
 
 
 def runs_of(members: Sequence[Any], vocabulary: int) -> list[Run]:
@@ -66,11 +93,11 @@ def runs_of(members: Sequence[Any], vocabulary: int) -> list[Run]:
     gates = [op for op in members if name_of(op) == "graph.glu"]
     if gates:
         return [_gated(op) for op in gates]
-    runs = [_plain(op, members) for op in members if name_of(op) == "graph.linear"]
+    runs = [_plain(op, members) for op in members if name_of(op) in LINEARS]
     for run in runs:
-        if run.sampled and run.outputs != vocabulary:
+        if run.sampled and run.rows != vocabulary:
             raise TileirError(
-                f"{run.outputs} logits for a vocabulary of {vocabulary}",
+                f"{run.rows} logits for a vocabulary of {vocabulary}",
                 location=located(run.linears[0]),
                 hint="tileir.vocabulary is the number of logits",
             )
@@ -79,8 +106,10 @@ def runs_of(members: Sequence[Any], vocabulary: int) -> list[Run]:
 
 def _gated(glu: Any) -> Run:
     linears = [producer(value) for value in glu.operands]
-    rows = _rows(linears[0], HALF_ROWS)
-    run = Run(linears, [glu], rows, rows // HALF_ROWS, rows // HALF_ROWS, HALF_ROWS)
+    rows = _rows(linears[0])
+    tiles = -(-rows // HALF_ROWS)
+    piece = Piece(tiles, tiles, HALF_ROWS, 0, 0, HALF_ROWS)
+    run = Run(linears, [glu], rows, tiles * HALF_ROWS, [piece])
     if run.biases:
         raise TileirError(
             "a bias inside a gated unit",
@@ -94,49 +123,54 @@ def _plain(linear: Any, members: Sequence[Any]) -> Run:
     chain: list[Any] = []
     values = [linear.results[0]]
     for op in members:
-        if name_of(op) not in ("graph.linear", "graph.rms_norm") and any(
+        if name_of(op) not in (*LINEARS, "graph.rms_norm") and any(
             value in values for value in op.operands
         ):
             chain.append(op)
             values.append(op.results[0])
-    rows = _rows(linear, 1)
+    rows = _rows(linear)
     tiles = -(-rows // TILE_ROWS)
-    run = Run([linear], chain, rows, tiles, tiles)
-    # Logits past the vocabulary are no candidates: their last tile may be short.
-    if not run.sampled or run.biases:
-        _rows(linear, TILE_ROWS)
+    pieces = [Piece(tiles, tiles, TILE_ROWS, 0, 0, HALF_ROWS)]
     for op in chain:
         if name_of(op) == "graph.rope":
-            run = _by_heads(run, op)
-    return run
+            pieces = _by_heads(rows, op)
+    groups = static_shape(weight_of(linear))[0] if name_of(linear) == "graph.grouped_linear" else 1
+    if rows // groups % TILE_ROWS and (
+        groups > 1 or any(name_of(o) == "graph.append" for o in chain)
+    ):
+        raise TileirError(
+            f"a linear of {rows // groups} rows",
+            location=located(linear),
+            hint=f"of groups, and of what goes into a state, rows are multiples of {TILE_ROWS}",
+        )
+    return Run([linear], chain, rows, tiles * TILE_ROWS, pieces)
 
 
-def _rows(linear: Any, multiple: int) -> int:
-    rows, k = shape_of(linear.operands[1])
-    assert rows is not None
-    assert k is not None
+def _rows(linear: Any) -> int:
+    *rows, k = static_shape(weight_of(linear))
+    if name_of(linear) == "graph.expert_linear":
+        rows = rows[1:]
     if k % K_MULTIPLE:
         raise TileirError(
             f"a linear over {k} values",
             location=located(linear),
             hint=f"a linear's input has a multiple of {K_MULTIPLE} values",
         )
-    if rows % multiple:
-        raise TileirError(
-            f"a linear of {rows} rows",
-            location=located(linear),
-            hint=f"here rows are multiples of {multiple}; only logits without bias may end anywhere",
-        )
-    return rows
+    total = 1
+    for size in rows:
+        total *= size
+    return total
 
 
-def _by_heads(run: Run, rope: Any) -> Run:
-    """The same rows, a tile's halves holding pairs that rotate together."""
-    style, size = get(rope, "style"), get(rope, "head_size")
-    if style != "half" or size % TILE_ROWS:
-        raise TileirError(
-            f"rope of style {style!r} on heads of {size}",
-            location=located(rope),
-            hint=f'style "half" on head sizes that are multiples of {TILE_ROWS}',
-        )
-    return replace(run, step=HALF_ROWS, inner=size // TILE_ROWS, outer=size, hi=size // 2)
+def _by_heads(rows: int, rope: Any) -> list[Piece]:
+    """The same rows, a tile's halves holding pairs that rotate together, and the rest of the heads plain."""
+    size, first = get(rope, "head_size"), get(rope, "offset", 0)
+    turned = 2 * (shape_of(rope.operands[2])[0] or 0)
+    heads = rows // size
+    per = turned // TILE_ROWS
+    pieces = [Piece(heads * per, per, HALF_ROWS, size, first, first + turned // 2, turned=True)]
+    for start, stop in ((0, first), (first + turned, size)):
+        if stop > start:
+            per = (stop - start) // TILE_ROWS
+            pieces.append(Piece(heads * per, per, TILE_ROWS, size, start, start + HALF_ROWS))
+    return pieces

@@ -8,7 +8,7 @@ from tileir.dialect.attributes import element_of, get, located, name_of, put, sh
 from tileir.errors import TileirError
 from tileir.passes.base import Pass
 
-STAGES = ("tile.contract", "tile.attend", "tile.map")
+STAGES = ("tile.contract", "tile.attend", "tile.map", "tile.select")
 PAYLOADS = {"bf16": "bf16x2", "f32": "f32", "i32": "record"}
 # µs to begin, and for each 32-bit word that an SM reads, fitted to a round among 132 SMs of an
 # H100: for 4096 bf16 values packets took 0.82 µs, blocks 2.69; for 64 × 4096 values 12.8 and 6.4;
@@ -21,8 +21,9 @@ class SelectSyncPass(Pass):
     """Choose payload, protocol, level and depth of every channel, and the edges that order states.
 
     Before: tile level. After: every stage that makes a channel has `payload`, `protocol` (the
-    cheaper one for the words that a reader's SM takes), `level` ("gpu": within one GPU a channel
-    joins SMs) and `depth`. Candidates keep two copies, since every SM must have read the last
+    cheaper one for the words that a reader's SM takes), `level` and `depth`. A level that fuse-communication put stays;
+    else it is "gpu", a channel joins SMs, or "sm" for a routing: that every SM computes it from the same scores costs
+    less than an exchange. Candidates keep two copies, since every SM must have read the last
     step's before others may overwrite them; they order the reuse of all other channels. A contract
     that appends has `release` and an attend `acquire`, the names of the states that it hands to, or
     takes from, the copy engine of the next step.
@@ -38,14 +39,20 @@ class SelectSyncPass(Pass):
     def run(self, module: Any) -> None:
         """Put the attributes. Raises TileirError for a channel whose element has no payload."""
         for op in walk(module, *STAGES):
-            payload = _payload(op)
-            depth = 2 if payload == "record" else 1
-            put(op, payload=payload, protocol=_protocol(op, payload), level="gpu", depth=depth)
-            states = [list(a.operation.operands)[-1] for a in walk(op, "tile.append")]
-            if states:
-                put(op, release=[_name(s) for s in states])
+            if name_of(op) != "tile.select" or get(op, "kind") != "argmax":
+                payload, level = _payload(op), "sm" if get(op, "kind") == "route" else "gpu"
+                depth = 2 if next(walk(op, "tile.candidate"), None) is not None else 1
+                put(op, payload=payload, protocol=_protocol(op, payload), depth=depth)
+                put(op, level=get(op, "level", level))
+            stored = [
+                a.operands[len(a.operands) - 1] for a in walk(op, "tile.append", "tile.store")
+            ]
+            read = [a.operands[0] for a in walk(op, "tile.rows")]
             if name_of(op) == "tile.attend":
-                put(op, acquire=[_name(s) for s in list(op.operation.operands)[1:3]])
+                read = list(op.operation.operands)
+            for edge, states in (("release", stored), ("acquire", read)):
+                if states:
+                    put(op, **{edge: list(dict.fromkeys(_name(s) for s in states))})
 
 
 def _payload(op: Any) -> str:

@@ -4,12 +4,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tileir.dialect.attributes import build, get, put, shape_of, tensor, walk
+from tileir.dialect.tile import source_of
 from tileir.mlir import ir
 from tileir.passes.base import Pass
 from tileir.passes.dataflow import decided, readers
 from tileir.scheduling.assign import ranges
 from tileir.scheduling.cost import choose_splits, usual_rows
 from tileir.target import Target, find_target
+
+# Queries of a task, bf16, in shared memory beside rings and partial sums.
+QUERY_BYTES = 80 * 1024
 
 
 @dataclass(frozen=True)
@@ -19,8 +23,9 @@ class SpecializeBlockPass(Pass):
     Before: tile level. After: no contract gives an SM more than 16 tiles: a longer one has become
     ranges of its tile space, as equal as possible. Each takes the channel of the one before as
     `into` and goes on filling it; ranges that make candidates have a channel each, and select reads
-    all. Attention has the number of splits that the cost model finds cheapest at half the context,
-    candidates one record an SM. The module knows its `tileir.target`.
+    all. Attention has groups whose queries fit an SM, and as many splits as the cost model finds cheapest at half
+    the context; so have scores of a state's rows. Candidates are one record an SM of every GPU. The module knows its
+    `tileir.target`.
 
         %g = "tile.contract"(%x) … {tile_base = 0, tiles = 3072} : (!x) -> !g
         "tile.contract"(%g) …
@@ -43,25 +48,36 @@ class SpecializeBlockPass(Pass):
         context = decided(module, "tileir.context", "the importer")
         for op in walk(module, "tile.attend"):
             _split_attention(op, target, context)
+        used = {d for op in walk(module, "tile.contract") for d in get(op, "devices", [0])}
         for op in walk(module, "tile.contract"):
-            _split_tiles(op, target)
+            _split_tiles(op, target, context, len(used))
 
 
 def _split_attention(op: Any, target: Target, context: int) -> None:
-    heads, kv_heads, size, window = (
-        get(op, n) for n in ("heads", "kv_heads", "head_size", "window")
+    heads, kv_heads, size, value, window = (
+        get(op, n) for n in ("heads", "kv_heads", "head_size", "value_size", "window")
     )
-    splits = choose_splits(target, kv_heads, size, usual_rows(context, window))
-    put(op, splits=splits)
-    tokens = shape_of(op.results[0])[0]
-    op.results[0].set_type(tensor([tokens, heads, splits, size + 2], "f32", "channel"))
+    tokens = shape_of(op.results[0])[0] or 1
+    groups = get(op, "groups")
+    while tokens * heads // groups * size * 2 > QUERY_BYTES:
+        groups = next(
+            g for g in range(groups + 1, heads + 1) if heads % g == 0 and g % kv_heads == 0
+        )
+    splits = choose_splits(target, groups, size, usual_rows(context, window))
+    put(op, groups=groups, splits=splits)
+    op.results[0].set_type(tensor([tokens, heads, splits, value + 2], "f32", "channel"))
 
 
-def _split_tiles(op: Any, target: Target) -> None:
+def _split_tiles(op: Any, target: Target, context: int, devices: int) -> None:
+    if source_of(op) == "rows":
+        put(op, splits=choose_splits(target, 1, get(op, "k"), usual_rows(context, 0)))
+    if source_of(op) != "tape":
+        return
     candidates = next(walk(op, "tile.candidate"), None) is not None
     whole = op.results[0]
     if candidates:
-        whole.set_type(tensor([shape_of(whole)[0], target.sms, 2], "i32", "channel"))
+        records = [shape_of(whole)[0], devices * target.sms, 2]
+        whole.set_type(tensor(records, "i32", "channel"))
     (_, first), *rest = ranges(get(op, "tiles"), target.sms)
     base, read_by = get(op, "tile_base"), readers(whole)
     put(op, tiles=first)

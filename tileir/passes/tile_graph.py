@@ -2,15 +2,37 @@
 
 from dataclasses import dataclass
 from itertools import groupby
+from math import prod
 from typing import Any, ClassVar
 
-from tileir.dialect.attributes import build, get, located, name_of, put, shape_of, tensor
+from tileir.dialect.attributes import (
+    build,
+    get,
+    located,
+    name_of,
+    put,
+    shape_of,
+    static_shape,
+    tensor,
+)
+from tileir.dialect.tile import HALF_ROWS, TILE_ROWS
 from tileir.errors import TileirError
 from tileir.mlir import func, ir
 from tileir.passes.base import Pass
-from tileir.passes.dataflow import DECLARATIONS, decided, operations, producer, step_function
+from tileir.passes.dataflow import (
+    DECLARATIONS,
+    decided,
+    operations,
+    producer,
+    readers,
+    step_function,
+)
 from tileir.passes.declarations import Declarations
-from tileir.passes.segments import Run, runs_of
+from tileir.passes.graph_fuse import appends_of, in_prologue
+from tileir.passes.segments import Piece, Run, runs_of, weight_of
+
+PLACEMENT = ("devices", "share", "parts")
+SELECT_FACTS = ("k", "groups", "top_groups", "normalize", "scale")
 
 
 @dataclass(frozen=True)
@@ -18,11 +40,12 @@ class TileGraphPass(Pass):
     """Turn stages into contract, attend, map and select on channels.
 
     Before: graph level, every compute op with `stage`, `stage_kind` and `devices`. After: tile
-    level, one op a stage (attend with its combine), for at most `tokens` tokens a step. A linear's
-    rows are tiles whose halves hold what the epilogue needs together: rope's pairs, gate and up.
-    q, k and v lie one behind the other in a channel. Channels, buffers and states are bf16, partial
-    results and rope tables f32. Candidates have one record and attention one split:
-    specialize-block says how many there are.
+    level, one op a stage (attend with its combine), for at most `tokens` tokens a step of at most
+    `sequences` sequences. With `page` > 0 states are `pages` pages of so many rows (0: enough for all
+    sequences at full length). A linear's rows are tiles whose halves hold what the epilogue needs together: rope's
+    pairs, gate and up. q, k and v lie one behind the other in a channel. Channels, buffers and states are bf16,
+    scores, partial results and rope tables f32. Candidates have one record, attention one split and a group for each
+    kv head: specialize-block says how many there are.
 
         %g = "graph.linear"(%h, %wg)   {stage = 4, …}
         %u = "graph.linear"(%h, %wu)   {stage = 4, …}
@@ -41,145 +64,323 @@ class TileGraphPass(Pass):
     after: ClassVar[str] = "tile"
 
     tokens: int = 1
+    sequences: int = 1
+    page: int = 0
+    pages: int = 0
 
     def run(self, module: Any) -> None:
         """Replace the function. Raises TileirError for what has no tile form."""
         if self.tokens < 1:
             raise TileirError(f"{self.tokens} tokens a step", hint="a step carries one or more")
+        if self.sequences < 1 or (self.sequences > 1 and not self.page):
+            raise TileirError(
+                f"{self.sequences} sequences with pages of {self.page} rows",
+                hint="one sequence, or several with KV in pages: page=64",
+            )
         function = step_function(module)
         *body, end = operations(function)
         members = sorted((op for op in body if name_of(op) not in DECLARATIONS), key=_stage)
-        facts = [decided(module, f"tileir.{n}", "the importer") for n in ("context", "vocabulary")]
-        builder = _Builder(self.tokens, *facts)
+        context, vocabulary = (
+            decided(module, f"tileir.{n}", "the importer") for n in ("context", "vocabulary")
+        )
+        pages = self.pages or self.sequences * -(-context // max(1, self.page))
+        declared = Declarations(context, self.page, pages)
+        builder = _Builder(self.tokens, vocabulary, declared)
+        count = len(list(end.operands))
         with ir.InsertionPoint(module.body), function.location:
             row = function.regions[0].blocks[0].arguments[0].type
-            block = func.FuncOp("step", ([row, row], [row])).add_entry_block()
+            block = func.FuncOp("step", ([row, row], [row] * count)).add_entry_block()
         with ir.InsertionPoint(block):
             made = {n: builder.stage(list(group)) for n, group in groupby(members, key=_stage)}
             with function.location:
-                func.ReturnOp([made[_stage(producer(end.operands[0]))]])
+                func.ReturnOp([made[_stage(producer(value))] for value in end.operands])
         function.operation.erase()
-        put(module.operation, **{"tileir.level": "tile"})
+        facts = {"tokens": self.tokens, "sequences": self.sequences, "page": self.page}
+        put(
+            module.operation,
+            **{"tileir.level": "tile"},
+            **{f"tileir.{n}": v for n, v in facts.items()},
+        )
 
 
 def _stage(op: Any) -> int:
     return int(decided(op, "stage", "graph-fuse"))
 
 
+def _placement(op: Any) -> dict[str, Any]:
+    """Which GPUs run what of it."""
+    decided(op, "devices", "specialize-gpu")
+    return {n: get(op, n) for n in PLACEMENT if n in op.attributes}
+
+
+def view_of(weight: Any) -> list[int]:
+    """A graph.weight's view: [offset, sizes, strides], [] for the whole tensor."""
+    owner = producer(weight)
+    assert owner is not None
+    strides = get(owner, "strides")
+    return [get(owner, "offset", 0), *static_shape(weight), *strides] if strides else []
+
+
 class _Builder:
     """Emits tile stages; remembers where each graph value lies: (channel, first index)."""
 
-    def __init__(self, tokens: int, context: int, vocabulary: int) -> None:
+    def __init__(self, tokens: int, vocabulary: int, declared: Declarations) -> None:
         self.tokens, self.vocabulary = tokens, vocabulary
         self.where: dict[Any, tuple[Any, int]] = {}
-        self.declared = Declarations(context)
+        self.declared = declared
 
     def stage(self, members: list[Any]) -> Any:
         """Emit a stage; what it makes."""
-        emit = {
-            "contract": self._contract,
-            "attend": self._attend,
-            "map": self._embedding,
-            "select": self._select,
-        }[decided(members[0], "stage_kind", "graph-fuse")]
+        names = {name_of(op) for op in members}
+        kind = decided(members[0], "stage_kind", "graph-fuse")
+        emit = {"attend": self._attend, "select": self._select}.get(kind)
+        if kind == "contract":
+            emit = self._index_scores if "graph.index_scores" in names else self._contract
+        elif kind == "map":
+            emit = self._rows
+            if "graph.embedding" in names:
+                emit = self._embedding
+            elif "graph.weighted_sum" in names:
+                emit = self._sum
+        assert emit is not None, f"no stage of kind {kind}"
         with members[0].location:
             return emit(members)
 
-    def _channel(self, size: int) -> Any:
-        return tensor([self.tokens, size], "bf16", "channel")
+    def _channel(self, *shape: int, element: str = "bf16") -> Any:
+        return tensor([self.tokens, *shape], element, "channel")
 
     def _place(self, value: Any) -> tuple[Any, int]:
         assert value in self.where, f"{value} was not published"
         return self.where[value]
 
-    def _map(self, op: Any, name: str, operand: Any, size: int, rows: int, **facts: Any) -> Any:
-        """A map of one operand that makes what the graph operation makes."""
-        devices = decided(op, "devices", "specialize-gpu")
-        made = build("tile.map", [operand], [self._channel(size)], 1, rows=rows, devices=devices)
-        with ir.InsertionPoint(made.regions[0].blocks.append()):
-            value = build(name, [operand], [ir.F32Type.get()], **facts)
-            build("tile.yield", [value.results[0]])
-        self.where[op.results[0]] = (made.results[0], 0)
-        return made.results[0]
+    # ---- maps
+
+    def _map(self, result: Any, rows: int, facts: dict[str, Any]) -> tuple[Any, Any]:
+        """An empty map, and its body's block."""
+        made = build("tile.map", [], [result], 1, rows=rows, **facts)
+        return made, made.regions[0].blocks.append()
 
     def _embedding(self, members: list[Any]) -> Any:
         (op,) = members
         table = self.declared.buffer(op.operands[0])
-        hidden = shape_of(table)[1]
-        assert hidden is not None
+        hidden = static_shape(table)[1]
         if hidden % 2:
             raise TileirError(
                 f"an embedding of {hidden} values",
                 location=located(op),
                 hint="an even number: channels carry pairs",
             )
-        return self._map(op, "tile.lookup", table, hidden, hidden // 2, scale=get(op, "scale"))
+        facts: dict[str, Any] = {"scale": get(op, "scale")}
+        if producer(op.operands[1]) is not None:
+            facts["of"] = "choice"
+        made, block = self._map(self._channel(hidden), hidden // 2, _placement(op))
+        with ir.InsertionPoint(block):
+            value = build("tile.lookup", [table], [ir.F32Type.get()], **facts)
+            build("tile.yield", [value.results[0]])
+        self.where[op.results[0]] = (made.results[0], 0)
+        return made.results[0]
+
+    def _rows(self, members: list[Any]) -> Any:
+        """A norm or a rope of rows by themselves, and what follows."""
+        first, f32 = members[0], ir.F32Type.get()
+        channel, offset = self._place(first.operands[0])
+        values = static_shape_of_row(first.results[0])
+        size = get(first, "head_size") or static_shape(first.operands[1])[0]
+        for op in members:
+            if name_of(op) == "graph.rope" and get(op, "head_size") != size:
+                raise TileirError(
+                    f"a norm over {size} values before a rope of heads of {get(op, 'head_size')}",
+                    location=located(op),
+                    hint="norms before rope go over heads",
+                )
+        operands = {op.results[0]: self._row_operands(op) for op in members}
+        made, block = self._map(self._channel(values), values // size, _placement(first))
+        with ir.InsertionPoint(block):
+            value = build("tile.load", [channel], [f32], offset=offset, size=size).results[0]
+            result = first.results[0]
+            for op in members:
+                value = self._row(op, value, operands[op.results[0]])
+                if name_of(op) != "graph.append":
+                    result = op.results[0]
+            build("tile.yield", [value])
+        self.where[result] = (made.results[0], 0)
+        return made.results[0]
+
+    def _row_operands(self, op: Any) -> list[Any]:
+        """What a map's operation addresses, declared before the map."""
+        match name_of(op):
+            case "graph.rope":
+                return [self.declared.rope_table(op)]
+            case "graph.append":
+                return [self.declared.state(op)]
+        return [self.declared.buffer(v) for v in list(op.operands)[1:]]
+
+    def _row(self, op: Any, value: Any, operands: list[Any]) -> Any:
+        """One operation on a row's values; the values after it."""
+        f32 = ir.F32Type.get()
+        match name_of(op):
+            case "graph.append":
+                build("tile.store", [value, *operands], offset=get(op, "offset", 0))
+                return value
+            case "graph.rope":
+                name = "tile.rotate"
+                facts = {"first": get(op, "offset", 0), "style": get(op, "style")}
+            case "graph.layer_norm":
+                name, facts = "tile.layer_norm", {"eps": get(op, "eps")}
+            case _:
+                name = "tile.rms_norm"
+                facts = {"eps": get(op, "eps"), "unit_offset": get(op, "unit_offset")}
+        return build(name, [value, *operands], [f32], **facts).results[0]
+
+    def _sum(self, members: list[Any]) -> Any:
+        """The experts' weighted values, and what is added to them."""
+        total, *adds = members
+        parts, _ = self._place(total.operands[0])
+        f32, last = ir.F32Type.get(), members[-1].results[0]
+        size = static_shape_of_row(last)
+        made, block = self._map(self._channel(size), size // 2, _placement(total))
+        with ir.InsertionPoint(block):
+            value, held = build("tile.sum", [parts], [f32], size=2).results[0], total.results[0]
+            for op in adds:
+                (other,) = [v for v in op.operands if v != held]
+                channel, offset = self._place(other)
+                more = build("tile.load", [channel], [f32], offset=offset, size=2).results[0]
+                value, held = build("tile.plus", [value, more], [f32]).results[0], op.results[0]
+            build("tile.yield", [value])
+        self.where[last] = (made.results[0], 0)
+        return made.results[0]
+
+    # ---- attention
 
     def _attend(self, members: list[Any]) -> Any:
         (op,) = members
-        appends = [producer(state) for state in list(op.operands)[1:3]]
-        values = [op.operands[0], *(append.operands[1] for append in appends if append)]
-        places = [self._place(value) for value in values]
-        if any(channel != places[0][0] for channel, _ in places):
-            raise TileirError(
-                "q, k and v come from different stages",
-                location=located(op),
-                hint="project q, k and v from the same values",
-            )
-        heads, size = get(op, "heads"), get(op, "head_size")
-        names = ("heads", "kv_heads", "head_size", "scale", "window", "softcap")
-        operands = [places[0][0], *(self.declared.state(append) for append in appends)]
-        result = tensor([self.tokens, heads, 1, size + 2], "f32", "channel")
-        facts = {n: get(op, n) for n in names} | {"offsets": [offset for _, offset in places]}
-        facts |= {"splits": 1, "devices": decided(op, "devices", "specialize-gpu")}
-        partial = build("tile.attend", operands, [result], **facts).results[0]
-        return self._map(op, "tile.combine", partial, heads * size, heads)
+        latent = name_of(op) == "graph.latent_attention"
+        heads, facts = get(op, "heads"), dict(_ATTENTION)
+        facts |= {n: get(op, n) for n in _ATTENTION if n in op.attributes}
+        states = list(op.operands)[2:3] if latent else list(op.operands)[1:3]
+        if latent:
+            value, rope = get(op, "latent_size"), get(op, "rope_size")
+            facts |= {"kv_heads": 1, "head_size": value + rope}
+            queries = [(op.operands[0], value), (op.operands[1], rope)]
+        else:
+            value = facts["head_size"]
+            queries = [(op.operands[0], value)]
+        chains = [appends_of(state) for state in states]
+        indices = list(op.operands)[4:]
+        held = [self.declared.state(chain[0]) for chain in chains]
+        result = self._channel(heads, 1, value + 2, element="f32")
+        partial = build(
+            "tile.attend", held, [result], 1, heads=heads, groups=facts["kv_heads"],
+            value_size=value, splits=1, **facts, **_placement(op),
+        )  # fmt: skip
+        with ir.InsertionPoint(partial.regions[0].blocks.append()):
+            for x, size in queries:
+                self._piece("tile.query", x, size)
+            for kind, chain in zip(("tile.key", "tile.value"), chains, strict=False):
+                for append in chain:
+                    row = static_shape_of_row(append.operands[1])
+                    self._piece(kind, append.operands[1], row // facts["kv_heads"])
+            for value_ in indices:
+                build("tile.gather", [self._place(value_)[0]])
+            build("tile.yield")
+        made, block = self._map(self._channel(heads * value), heads, _placement(op))
+        with ir.InsertionPoint(block):
+            inner = build("tile.combine", [partial.results[0]], [ir.F32Type.get()])
+            build("tile.yield", [inner.results[0]])
+        self.where[op.results[0]] = (made.results[0], 0)
+        return made.results[0]
+
+    def _piece(self, kind: str, value: Any, size: int) -> None:
+        channel, offset = self._place(value)
+        build(kind, [channel], offset=offset, stride=size, size=size)
+
+    # ---- selects
 
     def _select(self, members: list[Any]) -> Any:
         (op,) = members
         channel, _ = self._place(op.operands[0])
-        facts = {"kind": get(op, "kind"), "devices": decided(op, "devices", "specialize-gpu")}
-        return build("tile.select", [channel], [op.results[0].type], **facts).results[0]
+        facts = _placement(op)
+        match name_of(op):
+            case "graph.sample":
+                result, kind = op.results[0].type, get(op, "kind")
+            case "graph.top_k":
+                kind, facts = "top_k", facts | {"k": get(op, "k")}
+                result = self._channel(get(op, "k"), element="i32")
+            case _:
+                facts |= {n: get(op, n) for n in SELECT_FACTS} | {
+                    "score": get(op, "kind"),
+                    "experts": static_shape_of_row(op.operands[0]),
+                    "fill": get(op, "fill", 0.0),
+                }
+                kind, result = "route", self._channel(get(op, "k"), 2, element="i32")
+        made = build("tile.select", [channel], [result], kind=kind, **facts).results[0]
+        for value in op.results:
+            self.where[value] = (made, 0)
+        return made
+
+    # ---- contracts
 
     def _contract(self, members: list[Any]) -> Any:
         runs = runs_of(members, self.vocabulary)
         linear = runs[0].linears[0]
         source = linear.operands[0]
         norm = producer(source)
-        if norm is not None and name_of(norm) != "graph.rms_norm":
+        if norm is not None and not (name_of(norm) == "graph.rms_norm" and in_prologue(norm)):
             norm = None
-        x, k = self._source(linear, source if norm is None else norm.operands[0])
+        facts = self._x(linear, source if norm is None else norm.operands[0])
         self._declare_operands(runs, norm)
-        sampled = any(run.sampled for run in runs)
-        size = sum(run.outputs for run in runs)
-        result = tensor([self.tokens, 1, 2], "i32", "channel") if sampled else self._channel(size)
-        weights = [o.operands[1] for run in runs for o in run.linears]
+        experts = name_of(linear) == "graph.expert_linear"
+        slots = facts["groups"] if experts else 1
+        result = self._result(runs, slots)
+        weights = [weight_of(o) for run in runs for o in run.linears]
+        views = [view_of(w) for w in weights]
+        if any(views):
+            facts["views"] = views
         made = build(
-            "tile.contract", [x], [result], 2, weights=[get(producer(w), "sym_name") for w in weights],
-            k=k, groups=1, k_parts=1, tile_base=0, tiles=sum(run.tiles for run in runs),
-            devices=decided(linear, "devices", "specialize-gpu"),
+            "tile.contract", [facts.pop("channel")], [result], 2,
+            weights=[get(producer(w), "sym_name") for w in weights], k_parts=1, tile_base=0,
+            tiles=sum(run.tiles for run in runs), **facts, **_placement(linear),
         )  # fmt: skip
-        self._prologue(made.regions[0], norm)
+        routing = self._place(linear.operands[1])[0] if experts else None
+        self._prologue(made.regions[0], norm, routing)
         with ir.InsertionPoint(made.regions[1].blocks.append()):
             at, weight = 0, 0
             for run in runs:
-                self._segment(run, weight, at)
+                for piece in run.pieces:
+                    self._segment(run, piece, weight, at, routing)
                 self.where[run.value] = (made.results[0], at)
                 at, weight = at + run.outputs, weight + len(run.linears)
             build("tile.yield")
         return made.results[0]
 
-    def _source(self, linear: Any, value: Any) -> tuple[Any, int]:
-        """The channel that a linear reads, and its K."""
-        x, offset = self._place(value)
-        k = shape_of(value)[1]
-        if k is None or offset or shape_of(x)[1] != k:
-            raise TileirError(
-                "a linear reads a part of what another stage made",
-                location=located(linear),
-                hint="a linear reads all values of a stage",
+    def _result(self, runs: list[Run], slots: int) -> Any:
+        """The channel that a contract of these runs fills; of experts with so many slots."""
+        size = sum(run.outputs for run in runs)
+        read_by = set().union(*(run.read_by for run in runs))
+        if "graph.sample" in read_by:
+            return tensor([self.tokens, 1, 2], "i32", "channel")
+        if "graph.router" in read_by:
+            (router,) = [r for r in readers(runs[0].value) if name_of(r) == "graph.router"]
+            return self._channel(
+                size * (2 if get(router, "kind") == "sigmoid" else 1), element="f32"
             )
-        return x, k
+        if "graph.weighted_sum" in read_by:
+            return self._channel(slots, size, element="f32")
+        return self._channel(slots * size)
+
+    def _x(self, linear: Any, value: Any) -> dict[str, Any]:
+        """What a linear multiplies: `channel`, `k`, `groups`, and `x` unless it is all of the channel."""
+        channel, offset = self._place(value)
+        k, groups, stride = static_shape(weight_of(linear))[-1], 1, 0
+        values = prod(static_shape(channel)[1:])
+        if name_of(linear) == "graph.grouped_linear":
+            groups, stride = static_shape(weight_of(linear))[0], k
+        elif name_of(linear) == "graph.expert_linear":
+            groups = static_shape_of_row(linear.operands[1])
+            if static_shape_of_row(value) != k:
+                stride = values // groups
+        facts = {"channel": channel, "k": k, "groups": groups}
+        return facts if (offset, stride, values) == (0, 0, k) else facts | {"x": [offset, stride]}
 
     def _declare_operands(self, runs: list[Run], norm: Any) -> None:
         """Declarations go before the contract that uses them."""
@@ -188,53 +389,111 @@ class _Builder:
         for run in runs:
             for bias in run.biases:
                 self.declared.buffer(bias)
+            for reader in readers(run.value):
+                if name_of(reader) == "graph.router":
+                    for bias in list(reader.operands)[1:]:
+                        self.declared.buffer(bias)
             for op in run.chain:
                 if name_of(op) == "graph.rope":
                     self.declared.rope_table(op)
                 elif name_of(op) == "graph.append":
                     self.declared.state(op)
 
+    def _index_scores(self, members: list[Any]) -> Any:
+        """Rows of the keys' state against every head of the queries."""
+        (op,) = members
+        q, weights, keys, _ = op.operands
+        (append,) = appends_of(keys)
+        heads, size = get(op, "heads"), get(op, "head_size")
+        (channel, offset), (own, at) = self._place(q), self._place(append.operands[1])
+        context = static_shape_of_row(op.results[0])
+        tiles = -(-context // TILE_ROWS)
+        state = self.declared.state(append)
+        made = build(
+            "tile.contract", [channel], [self._channel(context, element="f32")], 2, weights=[],
+            k=size, x=[offset, size], groups=heads, k_parts=1, tile_base=0, tiles=tiles, splits=1,
+            **_placement(op),
+        )  # fmt: skip
+        f32 = ir.F32Type.get()
+        block = made.regions[0].blocks.append(f32)
+        with ir.InsertionPoint(block):
+            build("tile.rows", [state, own], offset=at)
+            build("tile.yield", [block.arguments[0]])
+        whole = Piece(tiles, tiles, TILE_ROWS, 0, 0, HALF_ROWS)
+        with ir.InsertionPoint(made.regions[1].blocks.append()):
+            _, inner = _open_segment(whole, [0, 0, 0, HALF_ROWS])
+            with ir.InsertionPoint(inner):
+                place, first = self._place(weights)
+                facts = {"scale": get(op, "scale"), "offset": first}
+                values = self._pair("tile.relu_sum", list(inner.arguments), place, **facts)
+                build("tile.publish", values, bases=[0, HALF_ROWS])
+                build("tile.yield")
+            build("tile.yield")
+        self.where[op.results[0]] = (made.results[0], 0)
+        return made.results[0]
+
     # ---- a contract's regions
 
-    def _prologue(self, region: Any, norm: Any) -> None:
+    def _prologue(self, region: Any, norm: Any, routing: Any) -> None:
         f32 = ir.F32Type.get()
         block = region.blocks.append(f32)
         with ir.InsertionPoint(block):
             value = block.arguments[0]
+            if routing is not None:
+                build("tile.experts", [routing])
             if norm is not None:
                 facts = {"eps": get(norm, "eps"), "unit_offset": get(norm, "unit_offset")}
                 weight = self.declared.buffer(norm.operands[1])
                 value = build("tile.rms_norm", [value, weight], [f32], **facts).results[0]
             build("tile.yield", [value])
 
-    def _segment(self, run: Run, weight: int, at: int) -> None:
+    def _segment(self, run: Run, piece: Piece, weight: int, at: int, routing: Any) -> None:
         """weight: number of the run's first weight; at: where its values begin in the channel."""
-        facts = {n: getattr(run, n) for n in ("tiles", "inner", "step", "outer")}
-        op = build("tile.segment", [], [], 1, sources=run.sources(weight), **facts)
-        block = op.regions[0].blocks.append(ir.F32Type.get(), ir.F32Type.get())
+        _, block = _open_segment(piece, run.sources(piece, weight))
+        bases = run.bases(piece)
         with ir.InsertionPoint(block):
             values = list(block.arguments)
             for bias in run.biases:
-                values = self._pair(
-                    "tile.bias", values, self.declared.buffer(bias), bases=run.bases
-                )
+                values = self._pair("tile.bias", values, self.declared.buffer(bias), bases=bases)
             for inner in run.chain:
-                values = self._follow(run, inner, values)
+                values = self._follow(run, piece, inner, values)
             if run.sampled:
-                build("tile.logits", values, bases=run.bases)
-                build("tile.candidate", values, bases=run.bases)
+                build("tile.logits", values, bases=bases)
+                build("tile.candidate", values, bases=bases)
+            elif "graph.router" in run.read_by:
+                self._scores(run, bases, at, values)
             else:
-                build("tile.publish", values, bases=[at + base for base in run.bases])
+                if "graph.weighted_sum" in run.read_by:
+                    values = self._pair("tile.weigh", values, routing)
+                build("tile.publish", values, bases=[at + base for base in bases])
             build("tile.yield")
 
-    def _follow(self, run: Run, op: Any, values: list[Any]) -> list[Any]:
+    def _scores(self, run: Run, bases: list[int], at: int, values: list[Any]) -> None:
+        """A router's scores; with sigmoid, behind them the keys by which it chooses."""
+        (router,) = [r for r in readers(run.value) if name_of(r) == "graph.router"]
+        if get(router, "kind") == "sigmoid":
+            f32 = ir.F32Type.get()
+            values = list(build("tile.sigmoid", values, [f32, f32]).results)
+            keys = values
+            for bias in list(router.operands)[1:]:
+                keys = self._pair("tile.bias", keys, self.declared.buffer(bias), bases=bases)
+            build("tile.publish", keys, bases=[at + run.outputs + base for base in bases])
+        build("tile.publish", values, bases=[at + base for base in bases])
+
+    def _follow(self, run: Run, piece: Piece, op: Any, values: list[Any]) -> list[Any]:
         """One operation of a chain on the values of both halves; the values after it."""
-        name = name_of(op)
+        name, bases = name_of(op), run.bases(piece)
         if name == "graph.rope":
-            facts = {n: get(op, n) for n in ("head_size", "style")}
+            facts: dict[str, Any] = {n: get(op, n) for n in ("head_size", "style")}
+            if get(op, "offset", 0):
+                facts["first"] = get(op, "offset")
+            if not piece.turned:
+                return values
             return self._pair("tile.rope", values, self.declared.rope_table(op), **facts)
         if name == "graph.append":
-            build("tile.append", [*values, self.declared.state(op)], bases=run.bases)
+            build(
+                "tile.append", [*values, self.declared.state(op)], bases=_in_state(op, bases, piece)
+            )
             return values
         if name == "graph.glu":
             facts = {"activation": get(op, "activation")}
@@ -242,8 +501,45 @@ class _Builder:
         assert name == "graph.add", name
         (other,) = [value for value in op.operands if value in self.where]
         channel, offset = self._place(other)
-        return self._pair("tile.residual", values, channel, bases=[offset + b for b in run.bases])
+        return self._pair("tile.residual", values, channel, bases=[offset + b for b in bases])
 
     def _pair(self, name: str, values: list[Any], operand: Any, **facts: Any) -> list[Any]:
         f32 = ir.F32Type.get()
         return list(build(name, [*values, operand], [f32, f32], **facts).results)
+
+
+# What graph.attention says; latents have no window and no cap.
+_ATTENTION: dict[str, Any] = {
+    "kv_heads": 1,
+    "head_size": 0,
+    "scale": 1.0,
+    "window": 0,
+    "softcap": 0.0,
+}
+
+
+def static_shape_of_row(value: Any) -> int:
+    """How many values a graph value has for a token."""
+    size = shape_of(value)[-1]
+    assert size is not None
+    return size
+
+
+def _open_segment(piece: Piece, sources: list[int]) -> tuple[Any, Any]:
+    """A tile.segment and its block."""
+    facts = {n: getattr(piece, n) for n in ("tiles", "inner", "step", "outer")}
+    op = build("tile.segment", [], [], 1, sources=sources, **facts)
+    return op, op.regions[0].blocks.append(ir.F32Type.get(), ir.F32Type.get())
+
+
+def _in_state(append: Any, bases: list[int], piece: Piece) -> list[int]:
+    """Where a run's values go in a state's row: at its offset in rows of one head."""
+    heads, _, size = static_shape(append.results[0])
+    offset = get(append, "offset", 0)
+    if heads > 1 and static_shape_of_row(append.operands[1]) != heads * size:
+        raise TileirError(
+            "an append of parts of several heads behind a linear",
+            location=located(append),
+            hint="parts of a row go into states of one head",
+        )
+    return [offset + base for base in bases]

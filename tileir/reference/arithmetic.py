@@ -1,6 +1,6 @@
 """What the operations mean, in NumPy: shared by the executors of all levels.
 
-T is the tokens of a step; everything is float32 inside. `Rounding` says where values become bf16.
+T is the tokens of a step; everything is float32 inside. The functions round_bf16 and keep say where values become bf16.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
-from tileir.dialect.attributes import get, name_of
+from tileir.dialect.attributes import get, name_of, static_shape
 
 Array = np.ndarray
 LOWEST = np.float32(-1e30)
@@ -52,8 +52,8 @@ def scores_of(q: Array, k: Array, op: Any) -> Array:
 
 
 def partial_softmax(q: Array, k: Array, v: Array, op: Any) -> Array:
-    """One split's result for queries [G, D] over rows [N, D]: [G, D + 2], see tile.attend."""
-    out = np.zeros((q.shape[0], q.shape[1] + 2), np.float32)
+    """One split's result for queries [G, D] over keys [N, D] and values [N, V]: [G, V + 2], see tile.attend."""
+    out = np.zeros((q.shape[0], v.shape[1] + 2), np.float32)
     out[:, -2] = LOWEST
     if len(k):
         scores = scores_of(q, k, op)
@@ -71,13 +71,19 @@ def combine(partial: Array) -> Array:
     return sums / (partial[..., -1:] * shrink).sum(-2)
 
 
-def split_range(position: int, split: int, op: Any) -> tuple[int, int]:
-    """First old row of a split and the row behind its last (docs/ir.md, state order)."""
-    window, splits = get(op, "window"), get(op, "splits")
-    low = max(0, position + 1 - window) if window else 0
-    chunk = -(-(position - low) // splits)
-    first = min(low + split * chunk, position)
-    return first, min(first + chunk, position)
+def split_range(base: int, split: int, op: Any) -> tuple[int, int]:
+    """First old row of a split and the row behind its last; base: the sequence's first position of this step."""
+    window = get(op, "window", 0)
+    low = max(0, base + 1 - window) if window else 0
+    first, last = split_of(base - low, split, get(op, "splits"))
+    return low + first, low + last
+
+
+def split_of(rows: int, split: int, splits: int) -> tuple[int, int]:
+    """The part of `rows` things that a split has: first, and behind the last."""
+    chunk = -(-rows // splits)
+    first = min(split * chunk, rows)
+    return first, min(first + chunk, rows)
 
 
 def order_key(x: Array) -> Array:
@@ -94,15 +100,21 @@ def best_of(values: Array, indices: Array) -> tuple[int, int]:
 
 
 class Sink(Protocol):
-    """Where an epilogue reads and writes. Indices are arrays of the values' trailing shape."""
+    """Where regions read and write. Indices have the values' trailing shape; T rows are those of `positions`."""
 
     positions: Array
 
     def constant(self, value: Any) -> Array:
         """The array of a buffer."""
 
-    def residual(self, value: Any, index: Array) -> Array:
-        """A channel's values of this step, [T, *index.shape]."""
+    def read(self, value: Any, index: Array) -> Array:
+        """A channel's values of this step, [T, *index.shape]; its dimensions behind T are one."""
+
+    def weights(self, routing: Any) -> Array:
+        """The routing weight of each of the T rows of an experts contract, [T]."""
+
+    def tokens(self, of: str) -> Array:
+        """The tokens "step" or "choice", [T]."""
 
     def append(self, state: Any, index: Array, values: Array) -> None:
         """Write a state's row of each token's position."""
@@ -125,7 +137,10 @@ def rows_of(segment: Any, tiles: Array) -> Array:
 
 
 def run_segment(segment: Any, tiles: Array, lo: Array, hi: Array, sink: Sink) -> None:
-    """A segment's region for its tiles (numbers within the segment); lo, hi: [T, tiles, 8]."""
+    """A segment's region for its tiles (numbers within the segment).
+
+    lo, hi: [T, tiles, 8], of a state's rows [heads, T, tiles, 8] up to tile.relu_sum.
+    """
     start = rows_of(segment, tiles)
     block = segment.operation.regions[0].blocks[0]
     values: dict[Any, Array] = dict(zip(block.arguments, (lo, hi), strict=True))
@@ -144,23 +159,46 @@ Rule = Callable[[Any, list[Array], Any, Array, Sink], list[Array]]
 
 def _bias(op: Any, values: list[Array], other: Any, start: Array, sink: Sink) -> list[Array]:
     constant = sink.constant(other)
-    return [v + constant[start + b] for v, b in zip(values, get(op, "bases"), strict=True)]
+    # Rows past the end of a weight are zero, and so is their bias.
+    padded = np.append(constant, np.zeros(16, np.float32))
+    return [v + padded[start + b] for v, b in zip(values, get(op, "bases"), strict=True)]
 
 
 def _residual(op: Any, values: list[Array], other: Any, start: Array, sink: Sink) -> list[Array]:
     bases = get(op, "bases")
-    return [v + sink.residual(other, start + b) for v, b in zip(values, bases, strict=True)]
+    return [v + sink.read(other, start + b) for v, b in zip(values, bases, strict=True)]
 
 
 def _rope(op: Any, values: list[Array], other: Any, start: Array, sink: Sink) -> list[Array]:
     lo, hi = values
-    table = sink.constant(other)[sink.positions][:, start % get(op, "head_size")]
+    place = start % get(op, "head_size") - get(op, "first", 0)
+    table = sink.constant(other)[sink.positions][:, place]
     cos, sin = table[..., 0], table[..., 1]
     return [lo * cos - hi * sin, hi * cos + lo * sin]
 
 
 def _glu(op: Any, values: list[Array], _other: Any, _start: Array, _sink: Sink) -> list[Array]:
     return [activation(get(op, "activation"), values[0]) * values[1]]
+
+
+def _sigmoid(_op: Any, values: list[Array], _o: Any, _start: Array, _sink: Sink) -> list[Array]:
+    return [1 / (1 + np.exp(-v)) for v in values]
+
+
+def _weigh(_op: Any, values: list[Array], other: Any, _start: Array, sink: Sink) -> list[Array]:
+    return [v * sink.weights(other)[:, None, None] for v in values]
+
+
+def _relu_sum(op: Any, values: list[Array], other: Any, _start: Array, sink: Sink) -> list[Array]:
+    scale = np.float32(get(op, "scale"))
+    weights = sink.read(other, get(op, "offset") + np.arange(len(values[0])))  # [T, heads]
+    sums = []
+    for v in values:
+        total = np.zeros(v.shape[1:], np.float32)
+        for head, scores in enumerate(v):
+            total += weights[:, head, None, None] * np.maximum(scores * scale, 0)
+        sums.append(total)
+    return sums
 
 
 def _append(op: Any, values: list[Array], other: Any, start: Array, sink: Sink) -> list[Array]:
@@ -180,6 +218,131 @@ _RULES: dict[str, Rule] = {
     "tile.residual": _residual,
     "tile.rope": _rope,
     "tile.glu": _glu,
+    "tile.sigmoid": _sigmoid,
+    "tile.weigh": _weigh,
+    "tile.relu_sum": _relu_sum,
     "tile.append": _append,
     **dict.fromkeys(VALUES_OF, _send),
+}
+
+
+# ---- maps
+
+
+def run_map(block: Any, rows: Array, size: int, sink: Sink) -> Array:
+    """A map's body for its rows: [T, rows, size], what the channel gets. size: values of a row."""
+    values: dict[Any, Array] = {}
+    for op in block:
+        operands = list(op.operation.operands)
+        if name_of(op) == "tile.yield":
+            return values[operands[0]]
+        known = [values[o] for o in operands if o in values]
+        others = [o for o in operands if o not in values]
+        made = _ROW_RULES[name_of(op)](op, known, others, rows, size, sink)
+        if made is not None:
+            values[op.operation.results[0]] = made
+    raise AssertionError("a map's body ends in tile.yield")
+
+
+def channels_of(op: Any, rows: Array) -> list[tuple[Any, Array]]:
+    """The channels that a map body's operation reads, with the indices for each of the rows: [rows, …]."""
+    value = next(iter(op.operation.operands), None)
+    match name_of(op):
+        case "tile.load":
+            size = get(op, "size")
+            return [(value, get(op, "offset") + rows[:, None] * size + np.arange(size))]
+        case "tile.sum":
+            parts, width = static_shape(value)[1:]
+            size = get(op, "size")
+            at = rows[:, None, None] * size + np.arange(size)
+            return [(value, at + np.arange(parts)[:, None] * width)]
+        case "tile.combine":
+            _, splits, width = static_shape(value)[1:]
+            at = rows[:, None, None] * splits * width + np.arange(width)
+            return [(value, at + np.arange(splits)[:, None] * width)]
+    return []
+
+
+RowRule = Callable[[Any, list[Array], list[Any], Array, int, Sink], Array | None]
+
+
+def _lookup(op: Any, _v: list[Array], others: list[Any], rows: Array, size: int, s: Sink) -> Array:
+    index = rows[:, None] * size + np.arange(size)
+    table = s.constant(others[0])[s.tokens(get(op, "of", "step"))]
+    return np.asarray(table[:, index] * np.float32(get(op, "scale")))
+
+
+def _load(op: Any, _v: list[Array], _o: list[Any], rows: Array, _size: int, s: Sink) -> Array:
+    ((value, index),) = channels_of(op, rows)
+    return s.read(value, index)
+
+
+def _sum(op: Any, _v: list[Array], _o: list[Any], rows: Array, _size: int, s: Sink) -> Array:
+    ((value, index),) = channels_of(op, rows)
+    parts = s.read(value, index)
+    total = np.zeros_like(parts[:, :, 0])
+    for p in range(parts.shape[2]):
+        total += parts[:, :, p]
+    return total
+
+
+def _combine(op: Any, _v: list[Array], _o: list[Any], rows: Array, _size: int, s: Sink) -> Array:
+    ((value, index),) = channels_of(op, rows)
+    return combine(s.read(value, index))
+
+
+def _plus(_op: Any, v: list[Array], _o: list[Any], _rows: Array, _size: int, _s: Sink) -> Array:
+    return v[0] + v[-1]
+
+
+def _rms(op: Any, v: list[Array], others: list[Any], _rows: Array, _size: int, s: Sink) -> Array:
+    offset = np.float32(1 if get(op, "unit_offset") else 0)
+    return v[0] * rms_scale(v[0], get(op, "eps")) * (s.constant(others[0]) + offset)
+
+
+def _layer(op: Any, v: list[Array], others: list[Any], _rows: Array, _size: int, s: Sink) -> Array:
+    centred = v[0] - v[0].mean(-1, keepdims=True, dtype=np.float32)
+    scale = rms_scale(centred, get(op, "eps"))
+    return centred * scale * s.constant(others[0]) + s.constant(others[1])
+
+
+def _rotate(op: Any, v: list[Array], others: list[Any], _rows: Array, _size: int, s: Sink) -> Array:
+    table = s.constant(others[0])[s.positions][:, None]
+    first, half = get(op, "first"), table.shape[2]
+    out = np.array(v[0])
+    out[..., first : first + 2 * half] = turn(
+        v[0][..., first : first + 2 * half], table[..., 0], table[..., 1], get(op, "style")
+    )
+    return out
+
+
+def turn(x: Array, cos: Array, sin: Array, style: str) -> Array:
+    """x [..., n] rotated by cos and sin [..., n / 2]; pairs and order by style (graph.rope)."""
+    half = x.shape[-1] // 2
+    if style == "half":
+        lo, hi = x[..., :half], x[..., half:]
+    else:
+        lo, hi = x[..., ::2], x[..., 1::2]
+    turned = lo * cos - hi * sin, hi * cos + lo * sin
+    if style == "interleaved":
+        return np.stack(turned, -1).reshape(x.shape)
+    return np.concatenate(turned, -1)
+
+
+def _store(op: Any, v: list[Array], others: list[Any], rows: Array, _size: int, s: Sink) -> None:
+    row = static_shape(others[0])[2]
+    index = rows[:, None] * row + get(op, "offset") + np.arange(v[0].shape[-1])
+    s.append(others[0], index, v[0])
+
+
+_ROW_RULES: dict[str, RowRule] = {
+    "tile.lookup": _lookup,
+    "tile.load": _load,
+    "tile.sum": _sum,
+    "tile.combine": _combine,
+    "tile.plus": _plus,
+    "tile.rms_norm": _rms,
+    "tile.layer_norm": _layer,
+    "tile.rotate": _rotate,
+    "tile.store": _store,
 }

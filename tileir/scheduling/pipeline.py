@@ -21,9 +21,9 @@ def rotations(tiles: Sequence[int], sms: int) -> list[int]:
 
 
 def phases(stages: int, edges: Iterable[tuple[int, int]]) -> list[int]:
-    """The longest path to each stage; stages that do not depend on each other may share a phase.
+    """The latest phase of each stage that delays nobody, so that what has time stands beside what takes it.
 
-    edges: (producer, reader) among 0 … stages - 1, without cycles.
+    The last phase is the longest path. edges: (producer, reader) among 0 … stages - 1, without cycles.
     """
     graph = nx.DiGraph()
     graph.add_nodes_from(range(stages))
@@ -32,6 +32,8 @@ def phases(stages: int, edges: Iterable[tuple[int, int]]) -> list[int]:
     for number, members in enumerate(nx.topological_generations(graph)):
         for stage in members:
             level[stage] = number
+    for stage in reversed(list(nx.topological_sort(graph))):
+        level[stage] = min((level[r] - 1 for r in graph.successors(stage)), default=level[stage])
     return level
 
 
