@@ -41,24 +41,47 @@ def pack_row(
     row: dict[str, Any], sms: int, tensors: Mapping[str, Any], dtype: Any
 ) -> list[np.ndarray]:
     """A tape row's blocks of every SM, each [blocks, 16, 32] of `dtype`, in the order of consumption."""
+    tiles = _tiles(row, tensors, dtype, row["tile_base"], None)
+    blocked = tiles.reshape(-1, 16, 32)
+    firsts, counts = shares(row["tiles"], row["rotation"], sms)
+    per = row["blocks"]
+    return [
+        np.ascontiguousarray(blocked[f * per : (f + c) * per])
+        for f, c in zip(firsts, counts, strict=True)
+    ]
+
+
+def pack_store(entry: dict[str, Any], tensors: Mapping[str, Any], dtype: Any) -> np.ndarray:
+    """A tile store's blocks, [experts, tiles, blocks, 16, 32] of `dtype`, for the experts from the entry's first on."""
+    return np.stack([_tiles(entry, tensors, dtype, 0, e) for e in range(*entry["experts"])])
+
+
+def _tiles(
+    row: dict[str, Any], tensors: Mapping[str, Any], dtype: Any, base: int, expert: int | None
+) -> np.ndarray:
+    """Blocks of the tiles from `base` on, [tiles, blocks, 16, 32]; of one expert, if weights begin with experts."""
     k, blocks = row["k"], row["blocks"]
     tiles = np.zeros((row["tiles"], 16, blocks * 32), dtype)
     for s in row["segments"]:
+        held = [_rows(s[half], tensors, expert) for half in ("lo", "hi")]
         for t in range(s["tiles"]):
-            place = s["first"] + t - row["tile_base"]
+            place = s["first"] + t - base
             if not 0 <= place < row["tiles"]:
                 continue
             start = t // s["inner"] * s["outer"] + t % s["inner"] * s["step"]
             for h, half in enumerate(("lo", "hi")):
                 first = start + s[half]["row"]
-                rows = tensor(tensors, s[half]["tensor"])[first : first + 8]
+                rows = held[h][first : first + 8]
                 tiles[place, 8 * h : 8 * h + len(rows), :k] = rows
-    blocked = tiles.reshape(row["tiles"], 16, blocks, 32).transpose(0, 2, 1, 3)
-    firsts, counts = shares(row["tiles"], row["rotation"], sms)
-    return [
-        np.ascontiguousarray(blocked[f : f + c].reshape(-1, 16, 32))
-        for f, c in zip(firsts, counts, strict=True)
-    ]
+    return tiles.reshape(row["tiles"], 16, blocks, 32).transpose(0, 2, 1, 3)
+
+
+def _rows(half: dict[str, Any], tensors: Mapping[str, Any], expert: int | None) -> Any:
+    """A weight's rows, [rows, k]."""
+    whole, view = tensor(tensors, half["tensor"]), half.get("view", [])
+    if expert is None:
+        return matrix(whole, view)
+    return matrix(view_of(whole, view)[expert], [])
 
 
 def view_of(array: Any, view: Sequence[int]) -> Any:
@@ -98,7 +121,8 @@ def constant(entry: dict[str, Any], tensors: Mapping[str, Any], *, exact: bool =
     """A constant's array, [*shape] of its recipe's dtype, or f32 as the weights have it with `exact`."""
     if entry["kind"] == "rope":
         return rope_table(entry)
-    array = tensor(tensors, entry["tensor"])
+    array = tensor(tensors, entry.get("source", entry["tensor"]))
+    array = view_of(array, entry.get("view", []))
     if list(array.shape) != entry["shape"]:
         wanted = entry["shape"]
         raise PackageError(f"tensor {entry['tensor']!r} is {list(array.shape)}, not {wanted}")

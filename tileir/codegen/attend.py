@@ -66,8 +66,9 @@ class Attend:
     def _receive(self, head: Value) -> None:
         """Poll q of the head's queries, then its own k and v, into shared memory as bf16 pairs."""
         k = self.k
-        q, own_k, own_v = get(self.op, "offsets")
-        channel = k.operand(self.body, self.op.operation.operands[0])
+        pieces = list(self.op.operation.regions[0].blocks[0])
+        q, own_k, own_v = (get(o, "offset") for o in list(pieces)[:3])
+        channel = k.operand(self.body, pieces[0].operands[0])
         half, queries = self.size // 2, self.groups * self.size // 2
         pairs = queries + 2 * half
         indices = [k.tid + n * k.plan.threads for n in range(-(-pairs // k.plan.threads))]

@@ -4,10 +4,11 @@ A table row is 32-bit words: body and rotation (16 bits each), tile base, then o
 in the operand's memory divided by `UNIT`. The kernel walks the table; its code does not grow with the number of layers.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tileir.dialect.attributes import element_of, get, name_of, static_shape
+from tileir.dialect.attributes import element_of, get, name_of, static_shape, walk
 from tileir.dialect.engine import declarations
 from tileir.errors import TileirError
 from tileir.target import Target
@@ -68,6 +69,9 @@ class Plan:
     sms: int
     warps: int
     tokens: int
+    sequences: int
+    page: int
+    devices: int
     context: int
     vocabulary: int
     rings: dict[str, Ring]
@@ -129,6 +133,9 @@ def read_plan(device: Any, target: Target) -> Plan:
         sms=get(device, "sms"),
         warps=get(device, "consumer_warps"),
         tokens=get(device, "tokens"),
+        sequences=get(device, "sequences"),
+        page=get(device, "page"),
+        devices=get(device, "devices"),
         context=get(device, "context"),
         vocabulary=get(device, "vocabulary"),
         rings=rings,
@@ -156,21 +163,82 @@ def _ring(op: Any) -> Ring:
 
 
 def check_supported(plan: Plan) -> None:
-    """Raise TileirError for what kernels are not generated for."""
-    if plan.tokens != 1:
-        raise TileirError(
-            f"{plan.tokens} tokens a step",
-            hint="kernels are generated for one token a step; compile with tokens=1",
-        )
+    """Raise TileirError for what kernels are not generated for; the reference device runs it."""
+    for what, hint in _unsupported(plan):
+        raise TileirError(what, hint=f"{hint}; the reference device runs it")
+
+
+def _unsupported(plan: Plan) -> Iterator[tuple[str, str]]:
+    """(what, what is supported)."""
+    for n, name, most in (
+        (plan.tokens, "tokens", 1),
+        (plan.sequences, "sequences", 1),
+        (plan.devices, "GPUs", 1),
+        (plan.page, "rows a page", 0),
+    ):
+        if n > most:
+            yield f"{n} {name}", f"kernels are generated for {most}"
     for ring in plan.rings.values():
         if ring.slot_bytes != plan.warps * 1024:
-            raise TileirError(
-                f"ring {ring.name!r} has slots of {ring.slot_bytes} bytes",
-                hint=f"generated kernels give each of {plan.warps} warps one 1 KB block of a slot",
+            size = f"ring {ring.name!r} has slots of {ring.slot_bytes} bytes"
+            yield (
+                size,
+                f"generated kernels give each of {plan.warps} warps one 1 KB block of a slot",
             )
     for declared in (op for operands in plan.operands for op in operands):
-        if name_of(declared) == "engine.channel" and get(declared, "protocol") != "packet":
-            raise TileirError(
-                f"channel {get(declared, 'sym_name')!r} has protocol {get(declared, 'protocol')!r}",
-                hint="kernels are generated for the packet protocol",
-            )
+        if name_of(declared) == "engine.channel":
+            facts = (get(declared, "protocol"), get(declared, "level"))
+            if facts != ("packet", "gpu"):
+                name = get(declared, "sym_name")
+                yield (
+                    f"channel {name!r} has protocol {facts[0]!r} and level {facts[1]!r}",
+                    'kernels are generated for packets of level "gpu"',
+                )
+    for row in plan.rows:
+        if get(row, "views"):
+            yield "views of weights", "kernels pack whole weights"
+    for body in plan.bodies:
+        yield from _unsupported_body(body)
+
+
+def _unsupported_body(body: Body) -> Iterator[tuple[str, str]]:
+    for op in walk(body.op, "engine.receive", "engine.multiply", "engine.attend", "engine.choose"):
+        match name_of(op):
+            case "engine.receive":
+                x = list(op.operands)[0]
+                if (
+                    get(op, "groups") != 1
+                    or get(op, "offset")
+                    or static_shape(x)[1:] != [get(op, "k")]
+                ):
+                    yield (
+                        "a linear of groups or of a part of a channel",
+                        "kernels read whole channels",
+                    )
+            case "engine.multiply" if get(op, "source") != "tape":
+                yield f"weights from {get(op, 'source')}", "kernels stream weights from the tape"
+            case "engine.attend":
+                yield from _unsupported_attend(op)
+            case "engine.choose":
+                yield f"a select of kind {get(op, 'kind')!r}", "kernels sample by argmax"
+    for op in walk(body.op, "engine.map"):
+        first = name_of(op.regions[0].blocks[0].operations[0])
+        if first not in ("tile.lookup", "tile.combine") or get(op, "of") == "choice":
+            yield f"a map that begins with {first}", "kernels look up tokens and combine splits"
+
+
+def _unsupported_attend(op: Any) -> Iterator[tuple[str, str]]:
+    *pieces, _ = op.regions[0].blocks[0]
+    names = [name_of(o) for o in pieces]
+    channels = [o.operands[0] for o in pieces]
+    plain = names == ["tile.query", "tile.key", "tile.value"] and channels.count(channels[0]) == 3
+    if not plain or get(op, "head_size") != get(op, "value_size"):
+        yield (
+            "attention over latents, lists or rows of several stages",
+            "kernels read q, k and v of one",
+        )
+    if get(op, "groups") != get(op, "kv_heads"):
+        yield (
+            f"{get(op, 'groups')} groups of queries for {get(op, 'kv_heads')} kv heads",
+            "kernels take all queries of a kv head at once",
+        )

@@ -8,10 +8,14 @@ from tileir.errors import ContractError
 from tileir.mlir import ir
 
 _COMMON = ("builtin.module", "func.func", "func.return")
-_REGION_OPS = (
-    *("tile.segment", "tile.rms_norm", "tile.bias", "tile.residual", "tile.rope", "tile.glu"),
-    *("tile.append", "tile.publish", "tile.logits", "tile.candidate", "tile.lookup"),
-    *("tile.combine", "tile.yield"),
+_REGION_OPS = tuple(
+    f"tile.{name}"
+    for name in (
+        *("segment", "rms_norm", "bias", "residual", "rope", "glu", "sigmoid", "weigh", "relu_sum"),
+        *("append", "publish", "logits", "candidate", "experts", "rows", "query", "key", "value"),
+        *("gather", "lookup", "combine", "load", "sum", "plus", "layer_norm", "rotate", "store"),
+        "yield",
+    )
 )
 
 

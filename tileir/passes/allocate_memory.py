@@ -9,6 +9,7 @@ from tileir.dialect.attributes import element_of, get, located, name_of, put, sh
 from tileir.dialect.tile import TILE_ROWS, padded
 from tileir.errors import TileirError
 from tileir.passes.base import Pass
+from tileir.scheduling.assign import MAX_TILES_PER_SM
 from tileir.scheduling.pipeline import (
     MAX_TAPE_SLOTS,
     STATE_SLOTS,
@@ -50,11 +51,16 @@ class AllocateMemoryPass(Pass):
         for device in walk(module, "engine.device"):
             put(
                 device,
-                exchange_bytes=_place(walk(device, "engine.channel"), _channel_bytes),
+                exchange_bytes=_place(_channels(device), _channel_bytes),
                 constant_bytes=_place(walk(device, "engine.buffer"), _tensor_bytes),
                 state_bytes=_place(walk(device, "engine.state"), _tensor_bytes),
             )
             _shared(device, target)
+
+
+def _channels(device: Any, *, local: bool = False) -> list[Any]:
+    """The channels in global memory, or those of level "sm" in shared memory."""
+    return [o for o in walk(device, "engine.channel") if (get(o, "level") == "sm") == local]
 
 
 def _up(size: int, unit: int) -> int:
@@ -92,9 +98,11 @@ def _tensor_bytes(op: Any) -> int:
 
 def _shared(device: Any, target: Target) -> None:
     """Rings, x, partial sums, scratch, barriers, in this order; all multiples of 128."""
-    x_bytes, part_bytes = (_up(size, 128) for size in _stage_bytes(device))
+    x_bytes, part_bytes = (_up(size, 128) for size in stage_bytes(device))
+    local = _channels(device, local=True)
+    local_bytes = _up(sum(local_channel_bytes(op) for op in local), 128)
     barriers = _up(BARRIER_BYTES * (MAX_TAPE_SLOTS + STATE_SLOTS), 128)
-    fixed = x_bytes + part_bytes + SCRATCH_BYTES + barriers
+    fixed = x_bytes + part_bytes + SCRATCH_BYTES + barriers + local_bytes
     rings = choose_rings(target.smem_bytes - fixed, target.slot_bytes, target.window)
     if rings is None:
         least = least_ring_bytes(target.slot_bytes)
@@ -110,6 +118,10 @@ def _shared(device: Any, target: Target) -> None:
     part_offset = x_offset + x_bytes
     scratch_offset = part_offset + part_bytes
     at, barrier_at = 0, scratch_offset + SCRATCH_BYTES
+    local_at = barrier_at + barriers
+    for op in local:
+        put(op, offset=local_at)
+        local_at += local_channel_bytes(op)
     for op in sorted(walk(device, "engine.ring"), key=lambda o: get(o, "sym_name") != "tape"):
         name = get(op, "sym_name")
         put(
@@ -131,22 +143,62 @@ def _shared(device: Any, target: Target) -> None:
     )
 
 
-def _stage_bytes(device: Any) -> tuple[int, int]:
+def local_channel_bytes(op: Any) -> int:
+    """A channel of level "sm": plain words, then a full and an empty mbarrier."""
+    return _up(_values(op) * ELEMENT_BYTES[element_of(op.operation.results[0])], 16) + BARRIER_BYTES
+
+
+def stage_bytes(device: Any) -> tuple[int, int]:
     """Bytes of activations and of partial sums: the most that any stage needs."""
     tokens, warps, sms = (get(device, n) for n in ("tokens", "consumer_warps", "sms"))
     x_bytes = part_bytes = 0
-    for op in walk(device):
-        match name_of(op):
-            case "engine.receive":
-                x_bytes = max(x_bytes, tokens * padded(get(op, "k")) * 2)
-            case "engine.multiply":
-                tiles = -(-get(op, "tiles") // sms)
-                part_bytes = max(part_bytes, tokens * tiles * warps * TILE_ROWS * 4)
-            case "engine.attend":
-                group, size = get(op, "heads") // get(op, "kv_heads"), get(op, "head_size")
-                x_bytes = max(x_bytes, tokens * (group + 2) * size * 4)
-                part_bytes = max(part_bytes, tokens * warps * group * (size + 2) * 4)
-            case "tile.combine":
-                # A thread's running (maximum, weight, sum).
-                part_bytes = max(part_bytes, warps * 32 * 12)
+    for op in walk(device, *_NEEDS):
+        x, part = _NEEDS[name_of(op)](op, warps, sms)
+        x_bytes, part_bytes = max(x_bytes, tokens * x), max(part_bytes, tokens * part)
     return x_bytes, part_bytes
+
+
+def _receive_bytes(op: Any, _warps: int, _sms: int) -> tuple[int, int]:
+    reach = padded(get(op, "k"))
+    if get(op, "stride", 0):
+        reach += (get(op, "groups") - 1) * get(op, "stride")
+    return reach * 2, 0
+
+
+def _multiply_bytes(op: Any, warps: int, sms: int) -> tuple[int, int]:
+    """A tile's sums, 16 f32 a warp; of a state's rows one tile for every head at a time."""
+    tiles = min(-(-get(op, "tiles") // sms), MAX_TILES_PER_SM)
+    if get(op, "source") == "experts":
+        tiles = MAX_TILES_PER_SM
+    elif get(op, "source") == "rows":
+        tiles = get(op, "heads", 1)
+    return 0, tiles * warps * TILE_ROWS * 4
+
+
+def _attend_bytes(op: Any, warps: int, _sms: int) -> tuple[int, int]:
+    """Queries and own rows; results of every warp, of latents one that the warps share out by heads."""
+    queries = get(op, "heads") // get(op, "groups")
+    size, value = get(op, "head_size"), get(op, "value_size")
+    if len(op.operands) == 2:
+        return (queries + 1) * size * 2, queries * (value + 2) * 4
+    return (queries + 2) * size * 4, warps * queries * (value + 2) * 4
+
+
+def _combine_bytes(_op: Any, warps: int, _sms: int) -> tuple[int, int]:
+    """A thread's running (maximum, weight, sum)."""
+    return 0, warps * 32 * 12
+
+
+def _choose_bytes(op: Any, _warps: int, _sms: int) -> tuple[int, int]:
+    """All scores, f32."""
+    shape = shape_of(op.operands[0])[1:]
+    return prod(size or 1 for size in shape) * 4, 0
+
+
+_NEEDS: dict[str, Callable[[Any, int, int], tuple[int, int]]] = {
+    "engine.receive": _receive_bytes,
+    "engine.multiply": _multiply_bytes,
+    "engine.attend": _attend_bytes,
+    "tile.combine": _combine_bytes,
+    "engine.choose": _choose_bytes,
+}

@@ -1,13 +1,15 @@
 """outline-stages: tile stages become engine bodies, once each, and rows of the phase table."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tileir.dialect.attributes import build, get, located, name_of, put, shape_of, walk
-from tileir.errors import ContractError
+from tileir.dialect.attributes import build, get, name_of, put, walk
+from tileir.dialect.tile import ROUTE_FACTS, source_of
 from tileir.mlir import ir
 from tileir.passes.base import Pass
+from tileir.passes.dataflow import decided
+from tileir.passes.parts import part_of
 from tileir.target import find_target
 
 STAGES = ("tile.contract", "tile.attend", "tile.map", "tile.select")
@@ -16,21 +18,27 @@ NAMES = {
     "tile.append": "qkv",
     "tile.candidate": "candidates",
     "tile.glu": "gated",
+    "tile.weigh": "weighted",
+    "tile.relu_sum": "scores",
     "tile.residual": "residual",
     "tile.attend": "partial",
     "tile.combine": "attention",
     "tile.lookup": "embedding",
+    "tile.sum": "residual",
+    "tile.map": "rows",
     "tile.contract": "linear",
 }
-STREAM = ("heads", "kv_heads", "head_size", "window", "splits")
+SELECTED = {"route": "routing", "top_k": "indices"}
+STREAM = ("heads", "kv_heads", "groups", "head_size", "value_size", "window", "splits")
 
 
 @dataclass(frozen=True)
 class OutlineStagesPass(Pass):
     """Build the engine module: declarations, deduplicated bodies, phase table.
 
-    Before: tile level, scheduled and synchronised, with roles. After: engine level, one
-    engine.device. A body is what the roles do in a stage; stages that differ only in operands,
+    Before: tile level, scheduled and synchronised, with roles. After: engine level, an
+    engine.device for every GPU, with rows of the stages that it has a part in: its tiles, groups, experts
+    or values of K. A body is what the roles do in a stage; stages that differ only in operands,
     weights, tile base and rotation share one, so that more layers make more rows and no more
     bodies. Channels are named by what they carry, ranges of one tile space share a channel. A body
     keeps its state edges, `release` and `acquire`, as numbers of its arguments.
@@ -48,109 +56,154 @@ class OutlineStagesPass(Pass):
     target: str = "h100"
 
     def run(self, module: Any) -> None:
-        """Replace the function by a device. Raises ContractError if an earlier pass has not run."""
+        """Replace the function by devices. Raises ContractError if an earlier pass has not run."""
         target = find_target(self.target)
         (function,) = walk(module, "func.func")
         stages = list(walk(function, *STAGES))
-        roles = _decided(module, "tileir.roles", "specialize-warp")
-        rings = _decided(module, "tileir.rings", "schedule-pipeline")
-        with ir.InsertionPoint(module.body), function.location:
-            device = build(
-                "engine.device",
-                regions=1,
-                index=0,
-                sms=target.sms,
-                consumer_warps=roles["consumer"],
-                tokens=shape_of(stages[0].operation.results[0])[0],
-                context=_decided(module, "tileir.context", "the importer"),
-                vocabulary=_decided(module, "tileir.vocabulary", "the importer"),
-            )
-        outliner = _Outliner()
-        with ir.InsertionPoint(device.regions[0].blocks.append()):
-            for ring in ("tape", "state"):
-                build("engine.ring", sym_name=ring, slots=max(2, rings["window"]), **rings)
-            outliner.declare(function, stages)
-            for op in stages:
-                with op.operation.location:
-                    outliner.outline(op)
-            for location, facts in outliner.rows:
-                with location:
-                    build("engine.row", **facts)
+        roles = decided(module, "tileir.roles", "specialize-warp")
+        rings = decided(module, "tileir.rings", "schedule-pipeline")
+        devices = sorted({d for op in stages for d in decided(op, "devices", "specialize-gpu")})
+        facts = {n: get(module, f"tileir.{n}", d) for n, d in _STEP.items()}
+        facts |= {n: decided(module, f"tileir.{n}", "the importer") for n in _MODEL}
+        names = _name_channels(function, stages)
+        for index in devices:
+            with ir.InsertionPoint(module.body), function.location:
+                device = build(
+                    "engine.device",
+                    regions=1,
+                    index=index,
+                    devices=len(devices),
+                    sms=target.sms,
+                    consumer_warps=roles["consumer"],
+                    **facts,
+                )
+            outliner = _Outliner(index, names)
+            with ir.InsertionPoint(device.regions[0].blocks.append()):
+                for ring in ("tape", "state"):
+                    build("engine.ring", sym_name=ring, slots=max(2, rings["window"]), **rings)
+                outliner.outline(function, stages)
         function.operation.erase()
         put(module.operation, **{"tileir.level": "engine"})
 
 
-def _decided(op: Any, name: str, by: str) -> Any:
-    """An attribute that an earlier pass puts."""
-    value = get(op, name)
-    if value is None:
-        raise ContractError(
-            f"{name_of(op)} has no {name!r}",
-            location=located(op),
-            hint=f"{by} puts it: run it first",
-        )
-    return value
+_STEP = {"tokens": 1, "sequences": 1, "page": 0}
+_MODEL = ("context", "vocabulary")
 
 
-@dataclass
+def _name_channels(function: Any, stages: list[Any]) -> dict[Any, str]:
+    """The names of buffers, states and channels, the same on all GPUs."""
+    names: dict[Any, str] = {}
+    for op in walk(function, "tile.buffer", "tile.state"):
+        names[op.operation.results[0]] = get(op, "sym_name")
+    views: dict[str, int] = {}
+    for op in walk(function, "tile.buffer"):
+        if get(op, "view"):
+            name = get(op, "sym_name")
+            views[name] = views.get(name, -1) + 1
+            names[op.operation.results[0]] = f"{name}#{views[name]}"
+    taken, numbers = set(names.values()), dict[str, int]()
+    for op in stages:
+        value = op.operation.results[0]
+        into = list(op.operation.operands)[1:] if name_of(op) == "tile.contract" else []
+        if into:
+            names[value] = names[into[0]]
+            continue
+        if name_of(op) == "tile.select":
+            if get(op, "kind") == "argmax":
+                continue
+            stem = SELECTED[get(op, "kind")]
+        else:
+            holds = {name_of(o) for o in walk(op)}
+            stem = next(NAMES[n] for n in NAMES if n in holds)
+        names[value] = fresh(stem, taken, numbers)
+    return names
+
+
+def fresh(stem: str, taken: set[str], numbers: dict[str, int]) -> str:
+    """`stem` with the next number that makes a name of its own."""
+    while True:
+        number = numbers[stem] = numbers.get(stem, -1) + 1
+        if f"{stem}_{number}" not in taken:
+            return f"{stem}_{number}"
+
+
 class _Outliner:
-    """Names values, keeps one body a structure, collects the rows that go behind the bodies."""
+    """One GPU: keeps one body a structure, collects the rows that go behind the bodies."""
 
-    names: dict[Any, str] = field(default_factory=dict)
-    bodies: dict[str, str] = field(default_factory=dict)
-    rows: list[tuple[Any, dict[str, Any]]] = field(default_factory=list)
-    taken: set[str] = field(default_factory=set)
-    numbers: dict[str, int] = field(default_factory=dict)
+    def __init__(self, index: int, names: dict[Any, str]) -> None:
+        self.index, self.names = index, names
+        self.bodies: dict[str, str] = {}
+        self.rows: list[tuple[Any, dict[str, Any]]] = []
+        self.taken, self.numbers = set(names.values()), dict[str, int]()
 
-    def _fresh(self, stem: str) -> str:
-        """`stem` with the next number that makes a name of its own."""
-        while True:
-            number = self.numbers[stem] = self.numbers.get(stem, -1) + 1
-            if f"{stem}_{number}" not in self.taken:
-                return f"{stem}_{number}"
+    def outline(self, function: Any, stages: list[Any]) -> None:
+        """Declarations of what this GPU's rows use, bodies, rows."""
+        (end,) = walk(function, "func.return")
+        makes = {value: n for value, n in zip(end.operands, ("token", "draft"), strict=False)}
+        parts = []
+        for number, op in enumerate(stages):
+            part = part_of(op.operation, self.index)
+            if part is not None:
+                parts.append((number, op, part))
+        used = {v for _, op, part in parts for v in (*_operands(part), op.operation.results[0])}
+        self._declare(function, stages, used)
+        for number, op, part in parts:
+            with op.operation.location:
+                self._stage(number, op, part, makes.get(op.operation.results[0]))
+            part.erase()
+        for location, facts in self.rows:
+            with location:
+                build("engine.row", **facts)
 
-    def declare(self, function: Any, stages: list[Any]) -> None:
-        """Buffers and states under their names, then the channels."""
+    def _declare(self, function: Any, stages: list[Any], used: set[Any]) -> None:
+        declared: set[str] = set()
         for op in walk(function, "tile.buffer", "tile.state"):
             value, facts = op.operation.results[0], dict(op.operation.attributes.items())
-            self.names[value] = get(op, "sym_name")
-            self.taken.add(self.names[value])
-            build(name_of(op).replace("tile.", "engine."), [], [value.type], **facts)
+            if value in used:
+                self._one(name_of(op).replace("tile.", "engine."), value, declared, facts)
         for op in stages:
-            if name_of(op) == "tile.select":
-                continue
             value = op.operation.results[0]
-            into = list(op.operation.operands)[1:] if name_of(op) == "tile.contract" else []
-            if into:
-                self.names[value] = self.names[into[0]]
-                continue
-            holds = {name_of(o) for o in walk(op)}
-            self.names[value] = self._fresh(next(NAMES[n] for n in NAMES if n in holds))
-            parts = ("payload", "protocol", "level", "depth")
-            facts = {n: _decided(op, n, "select-sync") for n in parts}
-            build("engine.channel", [], [value.type], sym_name=self.names[value], **facts)
+            if value in used and value in self.names:
+                parts = ("payload", "protocol", "level", "depth")
+                facts = {n: decided(op, n, "select-sync") for n in parts}
+                self._one("engine.channel", value, declared, facts)
 
-    def outline(self, op: Any) -> None:
-        """The body of a stage, if no other has it, and the stage's row."""
-        kind, stem, values = name_of(op).removeprefix("tile."), _stem(op), _operands(op)
+    def _one(self, op: str, value: Any, declared: set[str], facts: dict[str, Any]) -> None:
+        name = self.names[value]
+        if name not in declared:
+            declared.add(name)
+            if "sym_name" in facts and get(value.owner, "sym_name") != name:
+                facts["tensor"] = facts["sym_name"]
+            build(op, [], [value.type], **(facts | {"sym_name": name}))
+
+    def _stage(self, number: int, op: Any, part: Any, makes: str | None) -> None:
+        """The body of a stage, if no other has it, and the stage's row. part: what of the stage this GPU does."""
+        kind, stem, values = name_of(op).removeprefix("tile."), _stem(op), _operands(part, op)
         body = build("engine.body", regions=1, sym_name="", kind=kind)
         block = body.regions[0].blocks.append(*[v.type for v in values])
         with ir.InsertionPoint(block):
-            EMIT[kind](op, dict(zip(values, block.arguments, strict=True)))
+            arguments = dict(zip(values, block.arguments, strict=True))
+            if makes:
+                _argmax(part, arguments, makes)
+            else:
+                EMIT[kind](part, arguments)
         names = [self.names[v] for v in values]
         for edge in ("release", "acquire"):
-            if get(op, edge):
-                put(body, **{edge: [names.index(state) for state in get(op, edge)]})
+            states = [names.index(state) for state in get(op, edge, []) if state in names]
+            if states:
+                put(body, **{edge: states})
         # Without `assume_verified` printing verifies the whole module: quadratic.
         text = body.get_asm(assume_verified=True)
         if text in self.bodies:
             body.erase()
         else:
-            self.bodies[text] = self._fresh(stem)
+            self.bodies[text] = fresh(stem, self.taken, self.numbers)
             put(body, sym_name=self.bodies[text])
-        facts = {n: _decided(op, n, "schedule-pipeline") for n in ("phase", "rotation")}
-        facts |= {"tile_base": get(op, "tile_base", 0), "weights": get(op, "weights", [])}
-        row = {"body": self.bodies[text], "names": names, **facts}
+        facts = {n: decided(op, n, "schedule-pipeline") for n in ("phase", "rotation")}
+        facts |= {"tile_base": get(part, "tile_base", 0), "weights": get(part, "weights", [])}
+        if get(part, "views"):
+            facts["views"] = get(part, "views")
+        row = {"stage": number, "body": self.bodies[text], "names": names, **facts}
         self.rows.append((op.operation.location, row))
 
 
@@ -158,49 +211,94 @@ def _stem(op: Any) -> str:
     """A body's name without number: its kind, a map's by what it computes."""
     if name_of(op) != "tile.map":
         return name_of(op).removeprefix("tile.")
-    return name_of(op.operation.regions[0].blocks[0].operations[0]).removeprefix("tile.")
+    first = name_of(op.operation.regions[0].blocks[0].operations[0]).removeprefix("tile.")
+    return "rows" if first == "load" else first
 
 
-def _operands(op: Any) -> list[Any]:
-    """The body's operands, each once: (x and) result, then what the regions use, in that order."""
-    operands, result = list(op.operation.operands), list(op.operation.results)
-    if name_of(op) == "tile.select":
-        return operands
-    if name_of(op) == "tile.attend":
-        return operands + result
-    values = operands[:1] + result if name_of(op) == "tile.contract" else result
-    for region in op.operation.regions:
+def _operands(part: Any, op: Any = None) -> list[Any]:
+    """The body's operands, each once: (x and) result, then what the regions use, in that order.
+
+    op: the stage, whose result stands for its part's.
+    """
+    result = [] if op is None else list(op.operation.results)
+    operands = list(part.operation.operands)
+    if name_of(part) == "tile.select":
+        return operands + ([] if get(part, "kind") == "argmax" else result)
+    values = operands[:1] + result if name_of(part) == "tile.contract" else result + operands
+    if name_of(part) == "tile.map":
+        values = result
+    for region in part.operation.regions:
         for inner in (o for top in region.blocks[0] for o in walk(top)):
             used = [v for v in inner.operands if isinstance(v.type, ir.RankedTensorType)]
             values += [v for v in used if v not in values]
     return values
 
 
+# ---- what the roles do
+
+
 def _contract(op: Any, arguments: dict[Any, Any]) -> None:
     x, out = list(arguments.values())[:2]
-    k, tiles = get(op, "k"), get(op, "tiles")
+    k, tiles, source = get(op, "k"), get(op, "tiles"), source_of(op)
     space = sum(get(segment, "tiles") for segment in walk(op, "tile.segment"))
+    facts: dict[str, Any] = {"k": k, "tiles": tiles, "source": source}
+    ring, of = "state", []
+    if source == "tape":
+        ring = "tape"
+        _role(ring, lambda: build("engine.fill", ring=ring, **facts))
+    elif source == "experts":
+        (statement,) = walk(op, "tile.experts")
+        facts["experts"] = decided(op, "experts", "outline-stages")
+        of = [arguments[statement.operands[0]]]
+        _role(ring, lambda: build("engine.fill", of, ring=ring, **facts))
+    else:
+        (statement,) = walk(op, "tile.rows")
+        keys, own = (arguments[v] for v in statement.operands)
+        stream = {
+            "kv_heads": 1,
+            "groups": 1,
+            "head_size": k,
+            "window": 0,
+            "splits": get(op, "splits"),
+        }
+        stream["tasks"] = get(op, "splits")
+        facts |= {"splits": get(op, "splits"), "own": get(statement, "offset")}
+        facts["heads"] = get(op, "groups")
+        of = [own]
+        _role(ring, lambda: build("engine.fill_rows", [keys], ring=ring, **stream))
+    offset, stride = get(op, "x", [0, 0])
 
     def consumer() -> None:
         prologue, epilogue = _regions(op, arguments)
-        receive = build("engine.receive", [x], regions=1, k=k)
+        at = {"offset": offset, "stride": stride, "groups": get(op, "groups")}
+        receive = build("engine.receive", [x], regions=1, k=k, **at)
         prologue.append_to(receive.regions[0])
         build("engine.barrier")
-        build("engine.multiply", k=k, tiles=tiles, ring="tape")
+        build("engine.multiply", of, ring=ring, **facts)
         build("engine.barrier")
         emit = build("engine.emit", [out], regions=1, tiles=tiles, space=space)
         epilogue.append_to(emit.regions[0])
 
-    _role("tape", lambda: build("engine.fill", ring="tape", source="tape", k=k, tiles=tiles))
     _role("consumer", consumer)
 
 
 def _attend(op: Any, arguments: dict[Any, Any]) -> None:
-    operands = list(arguments.values())
+    partial, *states = list(arguments.values())[: 1 + len(op.operation.operands)]
     stream = {"ring": "state"} | {n: get(op, n) for n in STREAM}
-    rest = {n: get(op, n) for n in ("scale", "softcap", "offsets")}
-    _role("state", lambda: build("engine.fill", operands[1:3], source="state", **stream))
-    _role("consumer", lambda: build("engine.attend", operands, **stream, **rest))
+    stream["tasks"] = get(op, "tasks") or get(op, "groups") * get(op, "splits")
+    rest = {n: get(op, n) for n in ("scale", "softcap")}
+    gather = [arguments[o.operands[0]] for o in walk(op, "tile.gather")]
+    fill, read = (
+        ("fill_gathered", [states[0], *gather, *states[1:]]) if gather else ("fill_rows", states)
+    )
+    _role("state", lambda: build(f"engine.{fill}", read, **stream))
+
+    def consumer() -> None:
+        (body,) = _regions(op, arguments)
+        made = build("engine.attend", [partial, *states], regions=1, **stream, **rest)
+        body.append_to(made.regions[0])
+
+    _role("consumer", consumer)
 
 
 def _map(op: Any, arguments: dict[Any, Any]) -> None:
@@ -213,24 +311,26 @@ def _map(op: Any, arguments: dict[Any, Any]) -> None:
     _role("consumer", consumer)
 
 
-def _select(op: Any, arguments: dict[Any, Any]) -> None:
+def _argmax(op: Any, arguments: dict[Any, Any], makes: str) -> None:
     channels = list(arguments.values())
-    _role("consumer", lambda: build("engine.select", channels, kind=get(op, "kind")))
+    _role("consumer", lambda: build("engine.select", channels, kind=get(op, "kind"), makes=makes))
+
+
+def _choose(op: Any, arguments: dict[Any, Any]) -> None:
+    facts = {n: get(op, n) for n in ("kind", *ROUTE_FACTS) if n in op.operation.attributes}
+    _role("consumer", lambda: build("engine.choose", list(arguments.values()), **facts))
 
 
 EMIT: dict[str, Callable[[Any, dict[Any, Any]], None]] = {
     "contract": _contract,
     "attend": _attend,
     "map": _map,
-    "select": _select,
+    "select": _choose,
 }
 
 
 def _regions(op: Any, arguments: dict[Any, Any]) -> list[Any]:
-    """The blocks of a stage's regions, with the body's arguments for what they use.
-
-    They are moved, not copied: the stage is an empty shell until its function is erased.
-    """
+    """The blocks of a part's regions, with the body's arguments for what they use; moved, not copied."""
     blocks = [region.blocks[0] for region in op.operation.regions]
     for inner in (o for block in blocks for top in block for o in walk(top)):
         for i, value in enumerate(inner.operands):

@@ -13,7 +13,7 @@ from tileir.scheduling.cost import choose_splits, usual_rows
 from tileir.target import Target, find_target
 
 # Queries of a task, bf16, in shared memory beside rings and partial sums.
-QUERY_BYTES = 80 * 1024
+QUERY_BYTES = 40 * 1024
 
 
 @dataclass(frozen=True)
