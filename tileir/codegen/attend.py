@@ -170,7 +170,7 @@ class Attend:
     def _publish(self, head: Value, split: Value) -> None:
         """Join the warps' states; one thread a value."""
         k = self.k
-        channel = k.operand(self.body, list(self.op.operation.operands)[3])
+        channel = k.operand(self.body, list(self.op.operation.operands)[0])
         values = self.groups * self.size
 
         def one(index: Value) -> None:

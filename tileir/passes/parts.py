@@ -21,7 +21,7 @@ def part_of(op: Any, device: int) -> Any | None:
     devices = get(op, "devices")
     if device not in devices:
         return None
-    part = op.clone()
+    part = op.clone(ip=False)
     for name in ("share", "parts"):
         if name in part.attributes:
             del part.attributes[name]
