@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tileir.compiler import PIPELINE
+from tileir.compiler import Options
 from tileir.frontends.torch_export import export_decode, import_program
 from tileir.mlir import ir, new_context
 from tileir.passes.pipeline import parse_pipeline, run_pipeline
@@ -34,7 +34,7 @@ def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "look-at-ir")
     folder.mkdir(exist_ok=True)
     program = export_decode(one_layer(), max_context=32)
-    pipeline = PIPELINE.format(target="virtual", tokens=1)
+    pipeline = Options("virtual").pipeline
     written: list[Path] = []
 
     def write(name: str, module: Any) -> None:

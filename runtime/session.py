@@ -28,7 +28,7 @@ class CudaSession:
         progress: Progress | None = None,
     ) -> None:
         m = self.manifest = package.manifest
-        ptx, recipe = package.ptx, package.packing
+        ptx, recipe = package.ptx, package.packing[0]
         d = self._device = Device(index)
         self._check_device(d)
         module = d.module(ptx)

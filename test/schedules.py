@@ -3,7 +3,7 @@
 from typing import Any
 
 from test.models import tiny_llama
-from tileir.compiler import PIPELINE
+from tileir.compiler import Options
 from tileir.dialect.attributes import walk
 from tileir.frontends.torch_export import export_decode, import_program
 from tileir.mlir import ir, new_context
@@ -18,7 +18,7 @@ def engine_text(program: Any, target: str, tokens: int = 1) -> str:
     context = new_context()
     with context, ir.Location.unknown():
         module = import_program(program, context)
-        run_pipeline(module, PIPELINE.format(target=target, tokens=tokens))
+        run_pipeline(module, Options(target, tokens).pipeline)
         return str(module)
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tileir.codegen.kernel import MAILBOX_TOKENS, REPORT_BYTES, REPORT_OFFSET, WAIT_CODES
@@ -12,9 +13,9 @@ from tileir.dialect.attributes import get, walk
 from tileir.errors import TileirError
 from tileir.mlir import ir, new_context
 from tileir.package import Package, make_package
-from tileir.packing import tape_layout
+from tileir.packing import store_bytes, tape_layout
 from tileir.passes.pipeline import run_pipeline
-from tileir.target import Target, find_target
+from tileir.target import find_target
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -23,25 +24,49 @@ Progress = Callable[[str, float], None]
 
 # Order matters: each pass refines what the one before it decided (docs/journey.md).
 PIPELINE = (
-    "builtin.module(graph-fuse,specialize-gpu{{devices=1}},tile-graph{{tokens={tokens}}},"
+    "builtin.module(graph-fuse,"
+    "specialize-gpu{{devices={devices} target={target}}},"
+    "tile-graph{{tokens={tokens} sequences={sequences} page={page} pages={pages}}},"
     "fuse-communication,specialize-block{{target={target}}},select-sync,specialize-warp{{target={target}}},"
     "schedule-pipeline{{target={target}}},outline-stages{{target={target}}},"
     "allocate-memory{{target={target}}},verify-schedule{{target={target}}})"
 )
 
 
-def compile(
-    program: "ExportedProgram",
-    *,
-    target: str = "h100",
-    tokens: int = 1,
-    progress: Progress | None = None,
-) -> Package:
-    """Compile an exported decode step, after `run_decompositions({})`, for one device.
+@dataclass(frozen=True)
+class Options:
+    """What a model is compiled for.
 
-    target: a name of tileir.target.TARGETS. tokens: most tokens a step. progress: called with the name of each part
-    of the journey when it is done, and the seconds it took. Raises TileirError for an operation that nothing takes,
-    with its node and source line, and for a model that does not fit the target.
+    target: a name of tileir.target.TARGETS. tokens, sequences: the most that a step carries. page: rows of a KV page,
+    of which states have `pages` (0: enough for all sequences); 0: states in one piece, for one sequence. devices: GPUs,
+    placed as `placement` says (specialize-gpu's candidates; "": the cheapest). absorb: attend over latents instead of
+    what they expand to.
+    """
+
+    target: str = "h100"
+    tokens: int = 1
+    sequences: int = 1
+    page: int = 0
+    pages: int = 0
+    devices: int = 1
+    placement: str = ""
+    absorb: bool = True
+
+    @property
+    def pipeline(self) -> str:
+        """The passes' text."""
+        facts = asdict(self) | {"absorb": str(self.absorb).lower()}
+        return PIPELINE.format(**facts | {"placement": f'"{self.placement}"'})
+
+
+def compile(
+    program: "ExportedProgram", *, progress: Progress | None = None, **options: Any
+) -> Package:
+    """Compile an exported decode step, after `run_decompositions({})`.
+
+    options: fields of tileir.compiler.Options, such as target="h100" and tokens=8. progress: called with the name of
+    each part of the journey when it is done, and the seconds it took. Raises TileirError for an operation that nothing
+    takes, with its node and source line, and for a model that does not fit the target.
     """
     clock = _Clock(progress)
     context = new_context()
@@ -50,26 +75,23 @@ def compile(
 
         module = import_program(program, context)
         clock("import")
-        return compile_module(module, target=target, tokens=tokens, progress=progress)
+        return compile_module(module, progress=progress, **options)
 
 
-def compile_module(
-    module: Any, *, target: str = "h100", tokens: int = 1, progress: Progress | None = None
-) -> Package:
+def compile_module(module: Any, *, progress: Progress | None = None, **options: Any) -> Package:
     """Compile a graph-level module; needs its context to be current. Errors as `compile`."""
-    chosen = find_target(target)
+    asked = Options(**options)
+    target = find_target(asked.target)
+    run_pipeline(module, asked.pipeline, on_pass=progress)
     clock = _Clock(progress)
-    run_pipeline(module, PIPELINE.format(target=target, tokens=tokens), on_pass=progress)
-    clock = _Clock(progress)
-    (device,) = walk(module, "engine.device")
-    plan = read_plan(device, chosen)
-    engine, recipe = str(module), packing_recipe(device, plan)
-    manifest = _manifest(device, plan, recipe, chosen)
+    plans = [read_plan(device, target) for device in walk(module, "engine.device")]
+    recipes = [packing_recipe(plan) for plan in plans]
+    manifest = _manifest(plans, recipes)
     ptx = None
-    if chosen.emits_ptx:
-        ptx = to_ptx(kernel_module(plan))
+    if target.emits_ptx:
+        ptx = to_ptx(kernel_module(plans[0]))
         clock("generate code")
-        _, facts = assemble(ptx, chosen)
+        _, facts = assemble(ptx, target)
         decode = facts[DECODE]
         if decode.spill_bytes:
             raise TileirError(
@@ -84,7 +106,7 @@ def compile_module(
             "barriers": decode.barriers,
         }
         clock("assemble")
-    return make_package(manifest, engine, recipe, ptx)
+    return make_package(manifest, str(module), recipes, ptx)
 
 
 def stop_at(program: "ExportedProgram", target: str, stop: str, after: set[str]) -> str:
@@ -100,7 +122,7 @@ def stop_at(program: "ExportedProgram", target: str, stop: str, after: set[str])
         from tileir.frontends.torch_export import import_program
 
         module = import_program(program, context)
-        passes = PIPELINE.format(target=target, tokens=1).removeprefix("builtin.module(")[:-1]
+        passes = Options(target).pipeline.removeprefix("builtin.module(")[:-1]
         cut = {"graph": "tile-graph", "tile": "outline-stages"}.get(stop)
         if cut is not None:
             passes = passes.split(f",{cut}{{")[0]
@@ -113,18 +135,21 @@ def stop_at(program: "ExportedProgram", target: str, stop: str, after: set[str])
     return "\n".join([*texts, result])
 
 
-def _manifest(device: Any, plan: Plan, recipe: dict[str, Any], target: Target) -> dict[str, Any]:
+def _manifest(plans: list[Plan], recipes: list[dict[str, Any]]) -> dict[str, Any]:
+    """The manifest; what is told of a GPU is told of the first one."""
+    plan, recipe = plans[0], recipes[0]
     return {
-        "target": target.name,
-        "chip": target.chip,
+        "target": plan.target.name,
+        "chip": plan.target.chip,
         "sms": plan.sms,
         "warps": plan.warps,
-        "threads": target.threads,
+        "threads": plan.target.threads,
         "smem_bytes": plan.smem_bytes,
         "tokens": plan.tokens,
+        "sequences": plan.sequences,
         "context": plan.context,
         "vocabulary": plan.vocabulary,
-        "devices": 1,
+        "devices": len(plans),
         "kernels": {"decode": DECODE, "pack": PACK},
         "mailbox": {"tokens": MAILBOX_TOKENS},
         "report": {
@@ -138,9 +163,10 @@ def _manifest(device: Any, plan: Plan, recipe: dict[str, Any], target: Target) -
         "table": plan.table(),
         "memory": {
             "tape": tape_layout(recipe["tape"], plan.sms).size,
-            "constants": get(device, "constant_bytes"),
-            "states": get(device, "state_bytes"),
-            "exchange": get(device, "exchange_bytes"),
+            "store": store_bytes(recipe["store"]),
+            "constants": get(plan.device, "constant_bytes"),
+            "states": get(plan.device, "state_bytes"),
+            "exchange": get(plan.device, "exchange_bytes"),
         },
     }
 

@@ -4,7 +4,7 @@ A package is a folder or a zip file:
 
     manifest.json     schema, target, launch shape, memory sizes, the phase table, hashes of the other files
     engine.mlir       the engine module, which the reference device executes
-    packing.json      where every byte of tape and constants comes from
+    packing.json      for every GPU, where every byte of tape, tile store and constants comes from
     device_0.ptx      the kernels, if the target has any
 """
 
@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from tileir.errors import DeviceError, PackageError, TileirError
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 ENGINE, PACKING, PTX = "engine.mlir", "packing.json", "device_0.ptx"
 _KNOWN = (ENGINE, PACKING, PTX)
@@ -56,10 +56,10 @@ class Package:
         return self.files[ENGINE].decode()
 
     @property
-    def packing(self) -> dict[str, Any]:
-        """The packing recipe."""
-        recipe: dict[str, Any] = json.loads(self.files[PACKING])
-        return recipe
+    def packing(self) -> list[dict[str, Any]]:
+        """The packing recipe of every GPU."""
+        recipes: list[dict[str, Any]] = json.loads(self.files[PACKING])
+        return recipes
 
     @property
     def ptx(self) -> str:
@@ -158,7 +158,7 @@ def check_prompt(ids: Sequence[int], new: int, vocabulary: int, context: int) ->
 
 
 def make_package(
-    manifest: dict[str, Any], engine: str, packing: dict[str, Any], ptx: str | None
+    manifest: dict[str, Any], engine: str, packing: list[dict[str, Any]], ptx: str | None
 ) -> Package:
     """A package of these parts; hashes are added to the manifest."""
     files = {ENGINE: engine.encode(), PACKING: json.dumps(packing).encode()}

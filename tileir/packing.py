@@ -37,6 +37,11 @@ def tape_layout(tape: list[dict[str, Any]], sms: int) -> TapeLayout:
     return TapeLayout(bases, rows, int(totals.sum()))
 
 
+def store_bytes(store: list[dict[str, Any]]) -> int:
+    """Bytes of the tile store: all experts' blocks of all rows."""
+    return sum((e["experts"][1] - e["experts"][0]) * e["tiles"] * e["blocks"] * 1024 for e in store)
+
+
 def pack_row(
     row: dict[str, Any], sms: int, tensors: Mapping[str, Any], dtype: Any
 ) -> list[np.ndarray]:

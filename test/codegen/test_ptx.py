@@ -54,7 +54,7 @@ def test_ptx_uses_what_the_design_names(package: Package) -> None:
 def test_tape_holds_every_weight_once(package: Package) -> None:
     """The recipe's blocks are a permutation of the weights, padded."""
     weights = arrays(tiny_llama())
-    tape = package.packing["tape"]
+    tape = package.packing[0]["tape"]
     found = np.concatenate(
         [b.reshape(-1) for row in tape for b in pack_row(row, 132, weights, np.float32)]
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tileir.compiler import PIPELINE
+from tileir.compiler import Options
 from tileir.passes.pipeline import parse_pipeline
 from tileir.passes.registry import NAMES, find_pass
 
@@ -60,7 +60,7 @@ def test_every_pass_has_its_section_in_the_journey() -> None:
 
 
 def test_pipeline_runs_all_passes_in_the_registry_order() -> None:
-    items = parse_pipeline(PIPELINE.format(target="virtual", tokens=1))
+    items = parse_pipeline(Options("virtual").pipeline)
     assert tuple(item.name for item in items) == NAMES
 
 

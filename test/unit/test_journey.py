@@ -8,7 +8,7 @@ import torch
 
 import tileir
 from test.models import OwnModel, arrays, export_own, tiny_llama
-from tileir.compiler import PIPELINE
+from tileir.compiler import Options
 from tileir.frontends.torch_export import export_decode, import_program
 from tileir.mlir import ir, new_context
 from tileir.passes.pipeline import run_pipeline
@@ -66,7 +66,7 @@ def test_levels_agree(name: str) -> None:
         graph = GraphExecutor(module, weights)
         found = [graph.step(np.array([t]), np.array([i]))[1] for i, t in enumerate(ids)]
         assert error(np.concatenate(found), exact) < TOLERANCE
-        passes = PIPELINE.format(target="virtual", tokens=1).split(",outline-stages")[0] + ")"
+        passes = Options("virtual").pipeline.split(",outline-stages")[0] + ")"
         run_pipeline(module, passes)
         tile = TileExecutor(module, weights)
         found = [tile.step(np.array([t]), np.array([i]))[1] for i, t in enumerate(ids)]
@@ -97,7 +97,7 @@ def test_engine_rounding_is_the_tile_executors() -> None:
     context = new_context()
     with context, ir.Location.unknown():
         module = import_program(program, context)
-        passes = PIPELINE.format(target="virtual", tokens=1).split(",outline-stages")[0] + ")"
+        passes = Options("virtual").pipeline.split(",outline-stages")[0] + ")"
         run_pipeline(module, passes)
         tile = TileExecutor(module, weights, rounding=True)
         found = [tile.step(np.array([t]), np.array([i]))[1] for i, t in enumerate(ids)]

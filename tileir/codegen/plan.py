@@ -65,6 +65,7 @@ class Body:
 class Plan:
     """An engine.device, in Python: sizes in bytes."""
 
+    device: Any
     target: Target
     sms: int
     warps: int
@@ -129,6 +130,7 @@ def read_plan(device: Any, target: Target) -> Plan:
                 rows.append(op)
     values = {get(op, "sym_name"): op for op in declarations(device)}
     return Plan(
+        device=device,
         target=target,
         sms=get(device, "sms"),
         warps=get(device, "consumer_warps"),

@@ -14,8 +14,8 @@ from tileir.dialect.tile import padded
 ELEMENT_BYTES = {"bf16": 2, "f32": 4, "i32": 4}
 
 
-def packing_recipe(device: Any, plan: Plan) -> dict[str, Any]:
-    """The recipe of an engine.device; sizes in rows, tiles of 16 rows, k, and bytes."""
+def packing_recipe(plan: Plan) -> dict[str, Any]:
+    """The recipe of a GPU; sizes in rows, tiles of 16 rows, k, and bytes."""
     bodies = {body.name: body for body in plan.bodies}
     tape, store = [], []
     for index, row in enumerate(plan.rows):
@@ -30,7 +30,7 @@ def packing_recipe(device: Any, plan: Plan) -> dict[str, Any]:
         elif source == "experts":
             entry = _weights(index, row, multiply, emit)
             store.append(entry | {"experts": get(multiply, "experts")})
-    block = device.operation.regions[0].blocks[0]
+    block = plan.device.operation.regions[0].blocks[0]
     buffers = [op for op in block if name_of(op) == "engine.buffer"]
     return {"tape": tape, "store": store, "constants": [_constant(op) for op in buffers]}
 
