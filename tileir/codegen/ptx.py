@@ -24,8 +24,9 @@ from tileir.mlir import gpu, ir, passmanager
 from tileir.target import Target
 
 DECODE, PACK = "tileir_decode", "tileir_pack"
+# convert-gpu-to-nvvm folds greedily and fails, without a word, on what does not settle in 10 rounds.
 PIPELINE = (
-    "builtin.module(convert-scf-to-cf,gpu.module(convert-gpu-to-nvvm,convert-nvvm-to-llvm,"
+    "builtin.module(convert-scf-to-cf,canonicalize{max-iterations=100},gpu.module(convert-gpu-to-nvvm,convert-nvvm-to-llvm,"
     "reconcile-unrealized-casts),canonicalize,cse,gpu-module-to-binary{format=isa})"
 )
 
