@@ -156,11 +156,12 @@ class TileExecutor:
         return out
 
     def _x(self, op: Any) -> tuple[Array, Array | None]:
-        """x after the prologue, and the factor of the accumulators."""
-        x = self._values[op.operands[0]].reshape(len(self.positions), -1)
+        """x from its offset on, after the prologue, and the factor of the accumulators."""
+        x = self._values[op.operands[0]].reshape(len(self.positions), -1)[:, get(op, "x", [0])[0] :]
         for inner in op.regions[0].blocks[0]:
             if name_of(inner) == "tile.rms_norm":
                 weight = self._values[inner.operands[1]]
+                x = x[:, : len(weight)]
                 offset = np.float32(1 if get(inner, "unit_offset") else 0)
                 return self._round(x * (weight + offset)), rms_scale(x, get(inner, "eps"))
         return x, None
@@ -168,7 +169,7 @@ class TileExecutor:
     def _weights_of_tape(self, op: Any, number: int, sink: "_Sink") -> None:
         x, scale = self._x(op)
         first, behind = get(op, "tile_base"), get(op, "tile_base") + get(op, "tiles")
-        groups, k, (offset, stride) = get(op, "groups"), get(op, "k"), get(op, "x", [0, 0])
+        groups, k, (_, stride) = get(op, "groups"), get(op, "k"), get(op, "x", [0, 0])
         space = sum(get(o, "tiles") for o in walk(op, "tile.segment"))
         for i, segment, at in _segments(op):
             for g in range(groups):
@@ -177,7 +178,7 @@ class TileExecutor:
                 if low >= high:
                     continue
                 tiles = np.arange(low, high) - at
-                begin = offset + g * stride
+                begin = g * stride
                 halves = [self._half(op, number, i, segment, tiles, h) for h in (0, 2)]
                 sums = [
                     (x[:, begin : begin + k] @ m.T).reshape(len(x), len(tiles), 8) for m in halves
@@ -190,21 +191,23 @@ class TileExecutor:
         """Each active expert once, for all tokens and slots that chose it."""
         routing = next(walk(op, "tile.experts"))
         chosen = self._values[routing.operands[0]]
-        k, (offset, stride) = get(op, "k"), get(op, "x", [0, 0])
-        x, _ = self._x(op)
+        k, (_, stride) = get(op, "k"), get(op, "x", [0, 0])
+        x, scale = self._x(op)
         first, behind = get(routing, "experts", [0, 1 << 31])
         width = sink.channel.shape[1] // get(op, "groups")
         for expert in np.unique(chosen[:, :, 0]):
             if not first <= expert < behind:
                 continue
             tokens, slots = np.nonzero(chosen[:, :, 0] == expert)
-            begins = offset + slots * stride
+            begins = slots * stride
             rows = np.stack([x[t, b : b + k] for t, b in zip(tokens, begins, strict=True)])
             some = _PairSink(self, sink, tokens, slots, width)
             for i, segment, _ in _segments(op):
                 tiles = np.arange(get(segment, "tiles"))
                 halves = [self._half(op, number, i, segment, tiles, h, int(expert)) for h in (0, 2)]
                 lo, hi = ((rows @ m.T).reshape(len(rows), -1, 8) for m in halves)
+                if scale is not None:
+                    lo, hi = (v * scale[tokens][..., None] for v in (lo, hi))
                 run_segment(segment, tiles, lo, hi, some)
 
     def _rows(self, op: Any, sink: "_Sink") -> None:
@@ -212,13 +215,13 @@ class TileExecutor:
         statement = next(walk(op, "tile.rows"))
         state, own = (self._values[v] for v in statement.operands)
         x, _ = self._x(op)
-        k, heads, (offset, stride) = get(op, "k"), get(op, "groups"), get(op, "x", [0, 0])
+        k, heads, (_, stride) = get(op, "k"), get(op, "groups"), get(op, "x", [0, 0])
         base, at = int(self.positions[0]), get(statement, "offset")
         rows = np.concatenate([state[0, :base], own.reshape(len(x), -1)[:, at : at + k]])
         tiles = np.arange(-(-len(rows) // 16))
         padded = np.zeros((len(tiles) * 16, k), np.float32)
         padded[: len(rows)] = rows
-        queries = np.stack([x[:, offset + h * stride :][:, :k] for h in range(heads)])
+        queries = np.stack([x[:, h * stride :][:, :k] for h in range(heads)])
         scores = (queries @ padded.T).reshape(heads, len(x), len(tiles), 2, 8)
         (segment,) = walk(op, "tile.segment")
         run_segment(segment, tiles, scores[..., 0, :], scores[..., 1, :], sink)
