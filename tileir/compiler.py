@@ -96,8 +96,8 @@ def compile_module(module: Any, *, progress: Progress | None = None, **options: 
         if decode.spill_bytes:
             raise TileirError(
                 f"the kernel spills {decode.spill_bytes} bytes of registers",
-                hint="attention keeps all queries of a kv head in registers: kernels are generated for "
-                "up to about 4 queries a kv head; the reference device runs the model",
+                hint="the reference device runs the model; attention with fewer queries in a group (the target's "
+                "`queries`) takes fewer registers",
             )
         manifest["assembled"] = {
             "registers": decode.registers,

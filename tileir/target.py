@@ -16,6 +16,7 @@ class Target:
     sms: streaming multiprocessors, one resident block each.
     consumer_warps: warps that multiply, of 32 threads each.
     registers, loader_registers: of a consumer's and of a loader's thread, once roles have parted (setmaxnreg).
+    queries: that share a key row in attention, which registers can hold the results of.
     smem_bytes: dynamic shared memory a block may have.
     slot_bytes: bytes of one ring slot, a multiple of 1024.
     window: slots outstanding per ring (hopper-facts: bytes in flight bound).
@@ -28,6 +29,7 @@ class Target:
     consumer_warps: int
     registers: int
     loader_registers: int
+    queries: int
     smem_bytes: int
     slot_bytes: int
     window: int
@@ -58,6 +60,7 @@ _H100 = Target(
     consumer_warps=16,
     registers=104,
     loader_registers=64,
+    queries=4,
     smem_bytes=232448,
     slot_bytes=16384,
     window=3,

@@ -1,4 +1,4 @@
-"""Split-KV attention of one kv head's queries: old rows from the state ring, the step's own k and v from the channel.
+"""Split-KV attention of queries that share a kv head: old rows from the state ring, the step's own from the channel.
 
 Lanes share rows: a row of D values is D/8 lanes of 16 bytes, so a warp reads 256/D rows at once and warp w takes those
 of its number in each slot. Every lane group keeps its own online softmax (Milakov, Gimelshein 2018), in powers of
@@ -24,7 +24,7 @@ SUPPORTED_SIZES = (16, 32, 64, 128, 256)
 
 
 class Attend:
-    """Emits an attend body's consumer role. `groups` queries share the task's kv head."""
+    """Emits an attend body's consumer role. `groups` queries share a task's rows of a kv head."""
 
     def __init__(self, k: Kernel, body: Body) -> None:
         self.k, self.body, self.op = k, body, body.find("engine.attend")
@@ -32,7 +32,8 @@ class Attend:
         self.heads, self.kv_heads, self.size, self.splits, self.softcap = (
             get(self.op, n) for n in names
         )
-        self.groups = self.heads // self.kv_heads
+        self.tasks = get(self.op, "tasks")
+        self.groups = self.heads // get(self.op, "groups")
         if self.size not in SUPPORTED_SIZES:
             raise TileirError(
                 f"attention with head size {self.size}",
@@ -44,28 +45,29 @@ class Attend:
         self.part_row = (self.size + 2) * 4
 
     def emit(self, slot: Value, parity: Value) -> list[Value]:
-        """All of this SM's (kv head, split) tasks; returns the state ring's slot and parity."""
+        """All of this SM's (group, split) tasks; returns the state ring's slot and parity."""
         k = self.k
-        first, count = k.share(self.kv_heads * self.splits)
+        first, count = k.share(self.tasks)
 
         def a_task(i: Value, slot: Value, parity: Value) -> list[Value]:
             task = first + i
-            head, split = task // self.splits, task % self.splits
-            self._receive(head)
+            group, split = task // self.splits, task % self.splits
+            self._receive(group)
             k.consumers_meet()
             state = self._own_row(b.eq(split, 0))
             *state, slot, parity = self._old_rows(split, state, slot, parity)
             self._merge(state)
             k.consumers_meet()
-            self._publish(head, split)
+            self._publish(group, split)
             k.consumers_meet()
             return [slot, parity]
 
         return b.for_(b.const(0), count, [slot, parity], a_task)
 
-    def _receive(self, head: Value) -> None:
-        """Poll q of the head's queries, then its own k and v, into shared memory as bf16 pairs."""
+    def _receive(self, group: Value) -> None:
+        """Poll q of the group's queries, then its kv head's own k and v, into shared memory as bf16 pairs."""
         k = self.k
+        head = group // (get(self.op, "groups") // self.kv_heads)
         pieces = list(self.op.operation.regions[0].blocks[0])
         q, own_k, own_v = (get(o, "offset") for o in list(pieces)[:3])
         channel = k.operand(self.body, pieces[0].operands[0])
@@ -77,7 +79,7 @@ class Attend:
             i = b.umin(index, pairs - 1)
             from_k = head * half + (own_k // 2 - queries) + i
             from_v = head * half + (own_v // 2 - queries - half) + i
-            from_q = head * queries + q // 2 + i
+            from_q = group * queries + q // 2 + i
             place = b.select(b.ult(i, queries + half), from_k, from_v)
             places.append((channel, b.select(b.ult(i, queries), from_q, place)))
         words = poll_at(k, places, together=True)
@@ -167,7 +169,7 @@ class Attend:
                 b.store(b.vec(sums[e], sums[e + 1]), b.at(to, None, 4 * e), 8)
             b.store(b.vec(top, weight), b.at(row, None, self.size * 4), 8)
 
-    def _publish(self, head: Value, split: Value) -> None:
+    def _publish(self, group: Value, split: Value) -> None:
         """Join the warps' states; one thread a value."""
         k = self.k
         channel = k.operand(self.body, list(self.op.operation.operands)[0])
@@ -181,7 +183,7 @@ class Attend:
                 pair = b.load("vector<2xf32>", b.at(row, None, self.size * 4), 8)
                 states.append([*b.elements(pair, 2), b.load("f32", b.at(row, i * 4), 4)])
             top, weight, sum_ = b.tree(states, _join)
-            packet = ((head * self.groups + g) * self.splits + split) * (self.size + 2)
+            packet = ((group * self.groups + g) * self.splits + split) * (self.size + 2)
             publish_float(k, channel, packet + i, sum_)
 
             def statistics() -> None:

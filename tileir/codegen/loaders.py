@@ -99,15 +99,16 @@ def split_rows(k: Kernel, op: Any, split: Value) -> tuple[Value, Value]:
 
 def _fill_states(k: Kernel, ring: Ring, body: Body, slot: Value, parity: Value) -> list[Value]:
     op = body.role("state")[0]
-    heads, splits, size = get(op, "kv_heads"), get(op, "splits"), get(op, "head_size")
+    splits, size = get(op, "splits"), get(op, "head_size")
+    sharing = get(op, "groups") // get(op, "kv_heads")
     keys, values = (k.operand(body, v) for v in op.operation.operands)
     per_slot = ring.slot_bytes // (4 * size)
-    first, count = k.share(heads * splits)
+    first, count = k.share(get(op, "tasks"))
 
     def a_task(i: Value, slot: Value, parity: Value) -> list[Value]:
         task = first + i
         row, rows = split_rows(k, op, task % splits)
-        offset = (task // splits * k.plan.context + row) * (2 * size)
+        offset = (task // splits // sharing * k.plan.context + row) * (2 * size)
 
         def a_slot(n: Value, slot: Value, parity: Value) -> list[Value]:
             take = b.umin(rows - n * per_slot, per_slot) * (2 * size)

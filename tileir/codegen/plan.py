@@ -239,8 +239,3 @@ def _unsupported_attend(op: Any) -> Iterator[tuple[str, str]]:
             "attention over latents, lists or rows of several stages",
             "kernels read q, k and v of one",
         )
-    if get(op, "groups") != get(op, "kv_heads"):
-        yield (
-            f"{get(op, 'groups')} groups of queries for {get(op, 'kv_heads')} kv heads",
-            "kernels take all queries of a kv head at once",
-        )

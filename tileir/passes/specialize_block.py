@@ -58,11 +58,14 @@ def _split_attention(op: Any, target: Target, context: int) -> None:
         get(op, n) for n in ("heads", "kv_heads", "head_size", "value_size", "window")
     )
     tokens = shape_of(op.results[0])[0] or 1
-    groups = get(op, "groups")
-    while tokens * heads // groups * size * 2 > QUERY_BYTES:
-        groups = next(
-            g for g in range(groups + 1, heads + 1) if heads % g == 0 and g % kv_heads == 0
-        )
+    # Latents meet all queries through shared memory, kv heads through registers.
+    latent = len(op.operands) == 1
+    most = QUERY_BYTES // (2 * tokens * size) if latent else target.queries
+    groups = next(
+        g
+        for g in range(get(op, "groups"), heads + 1)
+        if heads % g == 0 and g % kv_heads == 0 and (heads // g <= most or g == heads)
+    )
     splits = choose_splits(target, groups, size, usual_rows(context, window))
     put(op, groups=groups, splits=splits)
     op.results[0].set_type(tensor([tokens, heads, splits, value + 2], "f32", "channel"))
