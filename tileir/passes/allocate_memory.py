@@ -158,11 +158,15 @@ def stage_bytes(device: Any) -> tuple[int, int]:
     return x_bytes, part_bytes
 
 
-def _receive_bytes(op: Any, _warps: int, _sms: int) -> tuple[int, int]:
-    reach = padded(get(op, "k"))
-    if get(op, "stride", 0):
-        reach += (get(op, "groups") - 1) * get(op, "stride")
-    return reach * 2, 0
+def _receive_bytes(op: Any, _warps: int, sms: int) -> tuple[int, int]:
+    """Activations, bf16: of a contract with groups those that an SM's tiles belong to."""
+    (multiply,) = walk(op.operation.parent, "engine.multiply")
+    groups, reach = get(op, "groups"), padded(get(op, "k"))
+    if get(multiply, "source") == "tape" and groups > 1:
+        (emit,) = walk(op.operation.parent, "engine.emit")
+        share, each = -(-get(multiply, "tiles") // sms), get(emit, "space") // groups
+        return min(groups, -(-(share - 1) // each) + 1) * reach * 2, 0
+    return (reach + (groups - 1) * get(op, "stride")) * 2, 0
 
 
 def _multiply_bytes(op: Any, warps: int, sms: int) -> tuple[int, int]:
