@@ -3,8 +3,7 @@
 // A whole decoder of one layer, for four SMs, proves: nothing is changed.
 
 // CHECK: tileir.level = "engine"
-// CHECK: "engine.row"() {body = "select_0", names = ["candidates_0"]
-module attributes {tileir.context = 32 : i64, tileir.level = "engine", tileir.rings = {slot_bytes = 65536 : i64, window = 3 : i64}, tileir.roles = {consumer = 4 : i64, loader_registers = 64 : i64, registers = 104 : i64, state = 1 : i64, tape = 1 : i64}, tileir.target = "virtual", tileir.vocabulary = 64 : i64} {
+module attributes {tileir.context = 32 : i64, tileir.level = "engine", tileir.page = 0 : i64, tileir.rings = {slot_bytes = 65536 : i64, window = 3 : i64}, tileir.roles = {consumer = 4 : i64, loader_registers = 64 : i64, registers = 104 : i64, state = 1 : i64, tape = 1 : i64}, tileir.sequences = 1 : i64, tileir.target = "virtual", tileir.tokens = 1 : i64, tileir.vocabulary = 64 : i64} {
   "engine.device"() ({
     "engine.ring"() {barrier_offset = 986880 : i64, slot_bytes = 65536 : i64, slots = 12 : i64, smem_offset = 0 : i64, sym_name = "tape", window = 3 : i64} : () -> ()
     "engine.ring"() {barrier_offset = 987072 : i64, slot_bytes = 65536 : i64, slots = 3 : i64, smem_offset = 786432 : i64, sym_name = "state", window = 2 : i64} : () -> ()
@@ -42,9 +41,9 @@ module attributes {tileir.context = 32 : i64, tileir.level = "engine", tileir.ri
         ^bb0(%arg6: f32):
           %15 = "tile.rms_norm"(%arg6, %arg2) {eps = 9.9999999999999995E-7 : f64, unit_offset = false} : (f32, tensor<32xbf16, "buffer">) -> f32
           "tile.yield"(%15) : (f32) -> ()
-        }) {k = 32 : i64} : (tensor<1x32xbf16, "channel">) -> ()
+        }) {groups = 1 : i64, k = 32 : i64, offset = 0 : i64, stride = 0 : i64} : (tensor<1x32xbf16, "channel">) -> ()
         "engine.barrier"() : () -> ()
-        "engine.multiply"() {k = 32 : i64, ring = "tape", tiles = 4 : i64} : () -> ()
+        "engine.multiply"() {k = 32 : i64, ring = "tape", source = "tape", tiles = 4 : i64} : () -> ()
         "engine.barrier"() : () -> ()
         "engine.emit"(%arg1) ({
           "tile.segment"() ({
@@ -71,12 +70,17 @@ module attributes {tileir.context = 32 : i64, tileir.level = "engine", tileir.ri
       }) {sym_name = "consumer"} : () -> ()
     }) {kind = "contract", release = array<i64: 4, 5>, sym_name = "contract_0"} : () -> ()
     "engine.body"() ({
-    ^bb0(%arg0: tensor<1x64xbf16, "channel">, %arg1: tensor<1x32x16xbf16, "state">, %arg2: tensor<1x32x16xbf16, "state">, %arg3: tensor<1x2x1x18xf32, "channel">):
+    ^bb0(%arg0: tensor<1x2x1x18xf32, "channel">, %arg1: tensor<1x32x16xbf16, "state">, %arg2: tensor<1x32x16xbf16, "state">, %arg3: tensor<1x64xbf16, "channel">):
       "engine.role"() ({
-        "engine.fill"(%arg1, %arg2) {head_size = 16 : i64, heads = 2 : i64, kv_heads = 1 : i64, ring = "state", source = "state", splits = 1 : i64, window = 0 : i64} : (tensor<1x32x16xbf16, "state">, tensor<1x32x16xbf16, "state">) -> ()
+        "engine.fill_rows"(%arg1, %arg2) {groups = 1 : i64, head_size = 16 : i64, heads = 2 : i64, kv_heads = 1 : i64, ring = "state", splits = 1 : i64, tasks = 1 : i64, value_size = 16 : i64, window = 0 : i64} : (tensor<1x32x16xbf16, "state">, tensor<1x32x16xbf16, "state">) -> ()
       }) {sym_name = "state"} : () -> ()
       "engine.role"() ({
-        "engine.attend"(%arg0, %arg1, %arg2, %arg3) {head_size = 16 : i64, heads = 2 : i64, kv_heads = 1 : i64, offsets = array<i64: 0, 32, 48>, ring = "state", scale = 2.500000e-01 : f64, softcap = 0.000000e+00 : f64, splits = 1 : i64, window = 0 : i64} : (tensor<1x64xbf16, "channel">, tensor<1x32x16xbf16, "state">, tensor<1x32x16xbf16, "state">, tensor<1x2x1x18xf32, "channel">) -> ()
+        "engine.attend"(%arg0, %arg1, %arg2) ({
+          "tile.query"(%arg3) {offset = 0 : i64, size = 16 : i64, stride = 16 : i64} : (tensor<1x64xbf16, "channel">) -> ()
+          "tile.key"(%arg3) {offset = 32 : i64, size = 16 : i64, stride = 16 : i64} : (tensor<1x64xbf16, "channel">) -> ()
+          "tile.value"(%arg3) {offset = 48 : i64, size = 16 : i64, stride = 16 : i64} : (tensor<1x64xbf16, "channel">) -> ()
+          "tile.yield"() : () -> ()
+        }) {groups = 1 : i64, head_size = 16 : i64, heads = 2 : i64, kv_heads = 1 : i64, ring = "state", scale = 2.500000e-01 : f64, softcap = 0.000000e+00 : f64, splits = 1 : i64, tasks = 1 : i64, value_size = 16 : i64, window = 0 : i64} : (tensor<1x2x1x18xf32, "channel">, tensor<1x32x16xbf16, "state">, tensor<1x32x16xbf16, "state">) -> ()
       }) {sym_name = "consumer"} : () -> ()
     }) {acquire = array<i64: 1, 2>, kind = "attend", sym_name = "attend_0"} : () -> ()
     "engine.body"() ({
@@ -97,9 +101,9 @@ module attributes {tileir.context = 32 : i64, tileir.level = "engine", tileir.ri
         "engine.receive"(%arg0) ({
         ^bb0(%arg3: f32):
           "tile.yield"(%arg3) : (f32) -> ()
-        }) {k = 32 : i64} : (tensor<1x32xbf16, "channel">) -> ()
+        }) {groups = 1 : i64, k = 32 : i64, offset = 0 : i64, stride = 0 : i64} : (tensor<1x32xbf16, "channel">) -> ()
         "engine.barrier"() : () -> ()
-        "engine.multiply"() {k = 32 : i64, ring = "tape", tiles = 2 : i64} : () -> ()
+        "engine.multiply"() {k = 32 : i64, ring = "tape", source = "tape", tiles = 2 : i64} : () -> ()
         "engine.barrier"() : () -> ()
         "engine.emit"(%arg1) ({
           "tile.segment"() ({
@@ -122,9 +126,9 @@ module attributes {tileir.context = 32 : i64, tileir.level = "engine", tileir.ri
         ^bb0(%arg3: f32):
           %15 = "tile.rms_norm"(%arg3, %arg2) {eps = 9.9999999999999995E-7 : f64, unit_offset = false} : (f32, tensor<32xbf16, "buffer">) -> f32
           "tile.yield"(%15) : (f32) -> ()
-        }) {k = 32 : i64} : (tensor<1x32xbf16, "channel">) -> ()
+        }) {groups = 1 : i64, k = 32 : i64, offset = 0 : i64, stride = 0 : i64} : (tensor<1x32xbf16, "channel">) -> ()
         "engine.barrier"() : () -> ()
-        "engine.multiply"() {k = 32 : i64, ring = "tape", tiles = 4 : i64} : () -> ()
+        "engine.multiply"() {k = 32 : i64, ring = "tape", source = "tape", tiles = 4 : i64} : () -> ()
         "engine.barrier"() : () -> ()
         "engine.emit"(%arg1) ({
           "tile.segment"() ({
@@ -147,9 +151,9 @@ module attributes {tileir.context = 32 : i64, tileir.level = "engine", tileir.ri
         ^bb0(%arg3: f32):
           %15 = "tile.rms_norm"(%arg3, %arg2) {eps = 9.9999999999999995E-7 : f64, unit_offset = false} : (f32, tensor<32xbf16, "buffer">) -> f32
           "tile.yield"(%15) : (f32) -> ()
-        }) {k = 32 : i64} : (tensor<1x32xbf16, "channel">) -> ()
+        }) {groups = 1 : i64, k = 32 : i64, offset = 0 : i64, stride = 0 : i64} : (tensor<1x32xbf16, "channel">) -> ()
         "engine.barrier"() : () -> ()
-        "engine.multiply"() {k = 32 : i64, ring = "tape", tiles = 4 : i64} : () -> ()
+        "engine.multiply"() {k = 32 : i64, ring = "tape", source = "tape", tiles = 4 : i64} : () -> ()
         "engine.barrier"() : () -> ()
         "engine.emit"(%arg1) ({
           "tile.segment"() ({
@@ -165,17 +169,18 @@ module attributes {tileir.context = 32 : i64, tileir.level = "engine", tileir.ri
     "engine.body"() ({
     ^bb0(%arg0: tensor<1x4x2xi32, "channel">):
       "engine.role"() ({
-        "engine.select"(%arg0) {kind = "argmax"} : (tensor<1x4x2xi32, "channel">) -> ()
+        "engine.select"(%arg0) {kind = "argmax", makes = "token"} : (tensor<1x4x2xi32, "channel">) -> ()
       }) {sym_name = "consumer"} : () -> ()
     }) {kind = "select", sym_name = "select_0"} : () -> ()
-    "engine.row"() {body = "lookup_0", names = ["embedding_0", "model.embed_tokens.weight"], phase = 0 : i64, rotation = 0 : i64, tile_base = 0 : i64, weights = []} : () -> ()
-    "engine.row"() {body = "contract_0", names = ["embedding_0", "qkv_0", "model.layers.0.input_layernorm.weight", "rope_0", "k_cache_0", "v_cache_0"], phase = 1 : i64, rotation = 0 : i64, tile_base = 0 : i64, weights = ["model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight", "model.layers.0.self_attn.v_proj.weight"]} : () -> ()
-    "engine.row"() {body = "attend_0", names = ["qkv_0", "k_cache_0", "v_cache_0", "partial_0"], phase = 2 : i64, rotation = 0 : i64, tile_base = 0 : i64, weights = []} : () -> ()
-    "engine.row"() {body = "combine_0", names = ["attention_0", "partial_0"], phase = 3 : i64, rotation = 0 : i64, tile_base = 0 : i64, weights = []} : () -> ()
-    "engine.row"() {body = "contract_1", names = ["attention_0", "residual_0", "embedding_0"], phase = 4 : i64, rotation = 0 : i64, tile_base = 0 : i64, weights = ["model.layers.0.self_attn.o_proj.weight"]} : () -> ()
-    "engine.row"() {body = "contract_2", names = ["residual_0", "gated_0", "model.layers.0.post_attention_layernorm.weight"], phase = 5 : i64, rotation = 2 : i64, tile_base = 0 : i64, weights = ["model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight"]} : () -> ()
-    "engine.row"() {body = "contract_1", names = ["gated_0", "residual_1", "residual_0"], phase = 6 : i64, rotation = 2 : i64, tile_base = 0 : i64, weights = ["model.layers.0.mlp.down_proj.weight"]} : () -> ()
-    "engine.row"() {body = "contract_3", names = ["residual_1", "candidates_0", "model.norm.weight"], phase = 7 : i64, rotation = 0 : i64, tile_base = 0 : i64, weights = ["lm_head.weight"]} : () -> ()
-    "engine.row"() {body = "select_0", names = ["candidates_0"], phase = 8 : i64, rotation = 0 : i64, tile_base = 0 : i64, weights = []} : () -> ()
-  }) {constant_bytes = 6912 : i64, consumer_warps = 4 : i64, context = 32 : i64, exchange_bytes = 2304 : i64, index = 0 : i64, part_offset = 983296 : i64, scratch_offset = 984832 : i64, smem_bytes = 987136 : i64, sms = 4 : i64, state_bytes = 2048 : i64, tokens = 1 : i64, vocabulary = 64 : i64, x_offset = 983040 : i64} : () -> ()
+    "engine.row"() {body = "lookup_0", names = ["embedding_0", "model.embed_tokens.weight"], phase = 0 : i64, rotation = 0 : i64, stage = 0 : i64, tile_base = 0 : i64, weights = []} : () -> ()
+    "engine.row"() {body = "contract_0", names = ["embedding_0", "qkv_0", "model.layers.0.input_layernorm.weight", "rope_0", "k_cache_0", "v_cache_0"], phase = 1 : i64, rotation = 0 : i64, stage = 1 : i64, tile_base = 0 : i64, weights = ["model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight", "model.layers.0.self_attn.v_proj.weight"]} : () -> ()
+    "engine.row"() {body = "attend_0", names = ["partial_0", "k_cache_0", "v_cache_0", "qkv_0"], phase = 2 : i64, rotation = 0 : i64, stage = 2 : i64, tile_base = 0 : i64, weights = []} : () -> ()
+    "engine.row"() {body = "combine_0", names = ["attention_0", "partial_0"], phase = 3 : i64, rotation = 0 : i64, stage = 3 : i64, tile_base = 0 : i64, weights = []} : () -> ()
+    "engine.row"() {body = "contract_1", names = ["attention_0", "residual_0", "embedding_0"], phase = 4 : i64, rotation = 0 : i64, stage = 4 : i64, tile_base = 0 : i64, weights = ["model.layers.0.self_attn.o_proj.weight"]} : () -> ()
+    "engine.row"() {body = "contract_2", names = ["residual_0", "gated_0", "model.layers.0.post_attention_layernorm.weight"], phase = 5 : i64, rotation = 2 : i64, stage = 5 : i64, tile_base = 0 : i64, weights = ["model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight"]} : () -> ()
+    "engine.row"() {body = "contract_1", names = ["gated_0", "residual_1", "residual_0"], phase = 6 : i64, rotation = 2 : i64, stage = 6 : i64, tile_base = 0 : i64, weights = ["model.layers.0.mlp.down_proj.weight"]} : () -> ()
+    "engine.row"() {body = "contract_3", names = ["residual_1", "candidates_0", "model.norm.weight"], phase = 7 : i64, rotation = 0 : i64, stage = 7 : i64, tile_base = 0 : i64, weights = ["lm_head.weight"]} : () -> ()
+    "engine.row"() {body = "select_0", names = ["candidates_0"], phase = 8 : i64, rotation = 0 : i64, stage = 8 : i64, tile_base = 0 : i64, weights = []} : () -> ()
+  }) {constant_bytes = 6912 : i64, consumer_warps = 4 : i64, context = 32 : i64, devices = 1 : i64, exchange_bytes = 2304 : i64, index = 0 : i64, page = 0 : i64, part_offset = 983296 : i64, scratch_offset = 984832 : i64, sequences = 1 : i64, smem_bytes = 987136 : i64, sms = 4 : i64, state_bytes = 2048 : i64, tokens = 1 : i64, vocabulary = 64 : i64, x_offset = 983040 : i64} : () -> ()
 }
+

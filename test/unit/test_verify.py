@@ -112,7 +112,7 @@ def appends_late(problem: Problem) -> Problem:
 def reads_late(problem: Problem) -> Problem:
     """A row behind the records that polls a channel of one copy."""
     reader = next(row for row in problem.rows if row.body.kind == "attend")
-    late = Body("late", "map", waits=reader.body.waits)
+    late = Body("late", "map", reader.body.tasks, reader.body.space, reads=reader.body.reads)
     return replace(problem, rows=(*problem.rows, Row(len(problem.rows), late, reader.names)))
 
 
@@ -167,6 +167,15 @@ PROBLEM_DEFECTS: dict[str, tuple[Callable[[Problem], Problem], str]] = {
     "a slot too small for a position": (
         lambda p: ring(p, "state", slot_bytes=32),
         "a slot of ring state has 32 bytes",
+    ),
+    "a fill that nobody multiplies": (
+        lambda p: change(
+            p,
+            lambda r: bool(r.body.appends),
+            drains=(),
+            program=lambda b: tuple(o for o in b.program if o != "multiply"),
+        ),
+        "multiply takes from|takes from other warps",
     ),
     "a stream that nobody drains": (
         lambda p: change(p, is_attend, drains=()),

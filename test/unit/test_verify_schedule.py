@@ -128,16 +128,12 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
         sub(r"(engine.multiply.*)k = 64", r"\g<1>k = 32"),
         "blocks and the consumers drain",
     ),
-    "a fill that nobody drains": (
-        sub(r".*engine.multiply.*\n", ""),
-        "multiply takes from|takes from other warps",
-    ),
     "a stream into the tape ring": (
-        sub('ring = "state", source', 'ring = "tape", source'),
+        sub(r'(fill_rows.*)ring = "state"', r'\g<1>ring = "tape"'),
         r"filled by role tape in row 1.*by role state in row 2",
     ),
     "a drain of another ring": (
-        sub(r'(engine.attend".*)ring = "state"', r'\g<1>ring = "tape"'),
+        sub(r'ring = "state", scale', 'ring = "tape", scale'),
         "fill ring state and the consumers drain ring tape",
     ),
     "an unknown ring": (
@@ -145,12 +141,12 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
         "ring 'third', which is not there",
     ),
     "k and v exchanged": (
-        sub(r'engine.fill"\(%arg1, %arg2\)', 'engine.fill"(%arg2, %arg1)'),
+        sub(r'engine.fill_rows"\(%arg1, %arg2\)', 'engine.fill_rows"(%arg2, %arg1)'),
         "streams states v_cache_0 and k_cache_0 and the consumers take them for k_cache_0 and v_cache_0",
     ),
     "another window": (
-        sub(r'(engine.fill".*)window = 0', r"\g<1>window = 5"),
-        r"fills ring state by \(tasks, splits, head size, window\)",
+        sub(r'(engine.fill_rows".*)window = 0', r"\g<1>window = 5"),
+        r"fills ring state by \(tasks, splits, groups, head size, window\)",
     ),
     "a consumer warp too few": (
         sub("{consumer = 4", "{consumer = 3"),
@@ -189,7 +185,10 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
     ),
     "no select": (sub(r'.*body = "select_0".*\n', ""), "no row of .* await the records of all SMs"),
     "two selects": (
-        sub(r'(.*body = "select_0".*\n)', r"\1\1"),
+        sub(
+            r'(.*body = "select_0".*stage = )(\d+)(.*\n)',
+            lambda m: m[0] + f"{m[1]}{int(m[2]) + 1}{m[3]}",
+        ),
         r"\(select_0\), row \d+ \(select_0\) of",
     ),
     # states
@@ -206,7 +205,7 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
         r"row 2 \(attend_0\) streams state k_cache_0 with no acquire.*what row 1 \(contract_0\) appended.*step 2",
     ),
     "the own row at another place": (
-        sub("offsets = array<i64: 0, 64, 96>", "offsets = array<i64: 0, 96, 64>"),
+        sub(r'(tile.key".*offset = )64', r"\g<1>96"),
         r"row 2 \(attend_0\) takes the step's own row of state k_cache_0 at 96 of channel qkv_0, and row 1 .* at 64",
     ),
     "values appended before they rotate": (

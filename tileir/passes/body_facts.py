@@ -4,87 +4,180 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
-from tileir.dialect.attributes import get, name_of, shape_of, static_shape, walk
+from tileir.dialect.attributes import get, name_of, place_of, static_shape, walk
 from tileir.dialect.tile import BLOCK_K, HALF_ROWS, padded
-from tileir.scheduling.problem import Append, Body, Places, Stream, Whole
+from tileir.scheduling.problem import Body, Choice, OwnRow, Places, Stream, Whole
 
 Facts = dict[str, Any]
+Number = Callable[[Any], int]
+FILLS = ("engine.fill", "engine.fill_rows", "engine.fill_gathered")
 
 
 def describe(op: Any) -> Body:
     """The facts of an engine.body."""
-    arguments = list(op.operation.regions[0].blocks[0].arguments)
+    number = list(op.operation.regions[0].blocks[0].arguments).index
     roles = {get(o, "sym_name"): o for o in walk(op, "engine.role")}
     kind = get(op, "kind")
-    facts = KINDS[kind](op, arguments.index)
-    # Maps and attends have no ranges; a select runs on every SM and has no tasks.
+    facts = KINDS[kind](op, number)
+    # A select runs on every SM and has no tasks.
     facts.setdefault("space", facts.get("tasks", 0))
-    streams = [
-        _stream(fill, role, arguments.index)
+    fills = [
+        _stream(fill, role, number)
         for role, region in roles.items()
-        for fill in walk(region, "engine.fill")
+        for fill in walk(region, *FILLS)
     ]
-    drains = [
-        _stream(o, "consumer", arguments.index)
-        for o in walk(op, "engine.multiply", "engine.attend")
+    drains = [_drain(o, fills, number) for o in walk(op, "engine.multiply", "engine.attend")]
+    awaited = [
+        Whole(s.of, 0, _values(_argument(op, s.of)), s.role)
+        for s in (*fills, *drains)
+        if s.of is not None
     ]
     program = roles["consumer"].operation.regions[0].blocks[0]
     return Body(
         name=get(op, "sym_name"),
         kind=kind,
-        fills=tuple(streams),
+        fills=tuple(fills),
         drains=tuple(drains),
         released=tuple(get(op, "release", [])),
         acquired=tuple(get(op, "acquire", [])),
         program=tuple(name_of(o).removeprefix("engine.") for o in program),
-        **facts,
+        **(facts | {"waits": (*facts.get("waits", ()), *awaited)}),
     )
 
 
-def _stream(op: Any, role: str, number: Callable[[Any], int]) -> Stream:
-    """What a fill puts into its ring, or a multiply or attend takes from it."""
-    ring = get(op, "ring")
-    if name_of(op) == "engine.multiply" or get(op, "source") == "tape":
-        return Stream(ring, role, get(op, "tiles"), blocks=padded(get(op, "k")) // BLOCK_K)
-    states = [v for v in op.operands if len(shape_of(v)) == 3]
-    splits = get(op, "splits")
+def _argument(op: Any, number: int) -> Any:
+    return op.operation.regions[0].blocks[0].arguments[number]
+
+
+def _values(value: Any) -> int:
+    """Of a token."""
+    return prod(static_shape(value)[1:])
+
+
+# ---- streams
+
+
+def _stream(op: Any, role: str, number: Number) -> Stream:
+    """What a fill puts into its ring."""
+    if name_of(op) == "engine.fill":
+        return _weights(op, role, number)
+    states = [v for v in op.operands if place_of(v) == "state"]
+    chosen = [number(v) for v in op.operands if place_of(v) == "channel"]
+    return _old_rows(op, role, tuple(map(number, states)), *chosen)
+
+
+def _drain(op: Any, fills: list[Stream], number: Number) -> Stream:
+    """What the consumers take from a ring."""
+    if name_of(op) == "engine.attend":
+        states = tuple(number(v) for v in list(op.operands)[1:])
+        gathers = (number(o.operands[0]) for o in walk(op, "tile.gather"))
+        return _old_rows(op, "consumer", states, *gathers)
+    if get(op, "source") == "rows":
+        # Rows that are weights have no name among the operands: they are what the loader fills.
+        filled = tuple(a for stream in fills for a in stream.arguments)
+        splits = get(op, "splits")
+        return Stream(
+            get(op, "ring"),
+            "consumer",
+            splits,
+            splits=splits,
+            head_size=get(op, "k"),
+            arguments=filled,
+        )
+    return _weights(op, "consumer", number)
+
+
+def _weights(op: Any, role: str, number: Number) -> Stream:
+    """Tiles of the tape, or of the experts that an operand chose."""
+    of = [number(v) for v in op.operands]
+    experts = get(op, "experts")
     return Stream(
-        ring,
+        get(op, "ring"),
         role,
-        get(op, "kv_heads") * splits,
+        get(op, "tiles"),
+        blocks=padded(get(op, "k")) // BLOCK_K,
+        of=of[0] if of else None,
+        experts=None if experts is None else (experts[0], experts[1]),
+    )
+
+
+def _old_rows(op: Any, role: str, states: tuple[int, ...], of: int | None = None) -> Stream:
+    splits, groups = get(op, "splits"), get(op, "groups")
+    return Stream(
+        get(op, "ring"),
+        role,
+        get(op, "tasks", groups * splits),
         splits=splits,
+        groups=groups,
         head_size=get(op, "head_size"),
         window=get(op, "window"),
-        arguments=tuple(number(v) for v in states),
+        arguments=states,
+        of=of,
     )
 
 
-def _contract(op: Any, number: Callable[[Any], int]) -> Facts:
+# ---- contracts
+
+
+def _contract(op: Any, number: Number) -> Facts:
     (receive,), (emit,) = walk(op, "engine.receive"), walk(op, "engine.emit")
-    out = number(emit.operands[0])
+    multiply = next(walk(op, "engine.multiply"), None)
+    source = "tape" if multiply is None else get(multiply, "source")
+    groups = get(receive, "groups", 1)
+    slots = groups if source == "experts" else 1
+    out = emit.operands[0]
+    waits = _received(receive, number(receive.operands[0]), groups)
     reads, writes, appends, first = [], [], [], 0
     for segment in walk(emit, "tile.segment"):
         made = _Segment(segment, first, number)
         first += made.tiles
         reads += made.reads()
-        writes += made.writes(out)
-        appends += made.appends()
-    return {
+        writes += made.writes(number(out), slots, _values(out) // slots)
+        appends += made.appends(number(out))
+    for o in walk(emit, "tile.relu_sum"):
+        offset = get(o, "offset")
+        waits.append(Whole(number(o.operands[2]), offset, offset + groups))
+    facts = {
         "tasks": get(emit, "tiles"),
         "space": first,
-        "out": out,
-        "waits": (Whole(number(receive.operands[0]), 0, get(receive, "k")),),
+        "out": number(out),
+        "source": source,
+        "groups": groups if source == "tape" else 1,
+        "slots": slots,
+        "waits": tuple(waits),
         "reads": tuple(reads),
         "writes": tuple(writes),
         "appends": tuple(appends),
         "records": bool(list(walk(emit, "tile.candidate"))),
     }
+    if source == "rows":
+        facts["own"] = (_own_keys(op, multiply, number),)
+    return facts
+
+
+def _received(receive: Any, argument: int, groups: int) -> list[Whole]:
+    """The groups' values of x; as one where they lie one behind the other."""
+    k, offset, stride = get(receive, "k"), get(receive, "offset", 0), get(receive, "stride", 0)
+    if stride in (0, k):
+        return [Whole(argument, offset, offset + k + (groups - 1) * stride)]
+    begins = [offset + g * stride for g in range(groups)]
+    return [Whole(argument, begin, begin + k) for begin in begins]
+
+
+def _own_keys(op: Any, multiply: Any, number: Number) -> OwnRow:
+    """A step's own rows that are weights."""
+    (fill,) = walk(op, "engine.fill_rows")
+    size, own = get(multiply, "k"), number(multiply.operands[0])
+    return OwnRow(
+        Places(number(fill.operands[0]), 0, 1, 1, 0, 0, (0,), size),
+        Places(own, 0, 1, 1, 0, 0, (get(multiply, "own"),), size),
+    )
 
 
 class _Segment:
     """The places of a tile.segment whose first tile is `first` of the space."""
 
-    def __init__(self, op: Any, first: int, number: Callable[[Any], int]) -> None:
+    def __init__(self, op: Any, first: int, number: Number) -> None:
         self.op, self.first, self.number = op, first, number
         self.tiles, self.inner, self.step, self.outer = (
             get(op, n) for n in ("tiles", "inner", "step", "outer")
@@ -107,69 +200,146 @@ class _Segment:
         found = walk(self.op, "tile.residual")
         return [self._places(self.number(o.operands[2]), get(o, "bases")) for o in found]
 
-    def writes(self, out: int) -> list[Places]:
-        """Into the stage's channel."""
-        return [self._places(out, get(o, "bases")) for o in walk(self.op, "tile.publish")]
+    def writes(self, out: int, slots: int, size: int) -> list[Places]:
+        """Into the stage's channel, `size` values for each of a token's slots."""
+        found = [get(o, "bases") for o in walk(self.op, "tile.publish")]
+        return [self._places(out, [j * size + b for j in range(slots) for b in f]) for f in found]
 
-    def appends(self) -> list[Append]:
+    def appends(self, out: int) -> list[OwnRow]:
         """Into states, with the places of the same values in the stage's channel."""
         published = {
             value: base
             for o in walk(self.op, "tile.publish")
             for value, base in zip(o.operands, get(o, "bases"), strict=True)
         }
-        out = []
+        found = []
         for o in walk(self.op, "tile.append"):
             *values, state = o.operands
             places = self._places(self.number(state), get(o, "bases"))
-            out.append(Append(places, tuple(published.get(value) for value in values)))
-        return out
+            there = [published[value] for value in values if value in published]
+            same = self._places(out, there) if len(there) == len(values) else None
+            found.append(OwnRow(places, same))
+        return found
 
 
-def _attend(op: Any, number: Callable[[Any], int]) -> Facts:
-    """A task of (kv head, split) writes its split's partial result for each query head of the kv head."""
+# ---- attention
+
+
+def _attend(op: Any, number: Number) -> Facts:
+    """A task of (group, split) writes its split's partial result for each query head of the group."""
     (attend,) = walk(op, "engine.attend")
-    qkv, *_, partial = attend.operands
-    heads, kv, size, splits = (get(attend, n) for n in ("heads", "kv_heads", "head_size", "splits"))
-    group, row = heads // kv, size + 2
-    bases = tuple(g * splits * row for g in range(group))
-    q, *own = get(attend, "offsets")
-    lengths = zip((q, *own), (heads, kv, kv), strict=True)
+    partial, *states = attend.operands
+    heads, groups, value, splits = (
+        get(attend, n) for n in ("heads", "groups", "value_size", "splits")
+    )
+    shared, row, space = heads // groups, value + 2, groups * splits
+    bases = tuple(h * splits * row for h in range(shared))
+    reads, own = [], _own_rows(attend, states, number)
+    for o in walk(attend, "tile.query"):
+        offset, stride, size = (get(o, n) for n in ("offset", "stride", "size"))
+        at = tuple(offset + h * stride for h in range(shared))
+        channel = number(o.operands[0])
+        reads.append(Places(channel, 0, space, splits, 0, shared * stride, at, size))
+    # A group's kv head's rows, of every split: whoever has split 0 waits for them.
+    share = splits * groups // get(attend, "kv_heads")
+    for piece in (o.published for o in own):
+        assert piece is not None
+        facts = (share, 0, piece.step, piece.bases, piece.width)
+        reads.append(Places(piece.argument, 0, space, *facts))
     return {
-        "tasks": kv * splits,
+        "tasks": get(attend, "tasks", space),
+        "space": space,
         "out": number(partial),
-        "waits": tuple(Whole(number(qkv), a, a + n * size) for a, n in lengths),
+        "reads": tuple(reads),
         "writes": (
-            Places(number(partial), 0, kv * splits, splits, row, group * splits * row, bases, row),
+            Places(number(partial), 0, space, splits, row, shared * splits * row, bases, row),
         ),
-        "own": tuple(own),
+        "own": own,
     }
 
 
-def _map(op: Any, number: Callable[[Any], int]) -> Facts:
-    """A row of a lookup is a pair of values, one of a combine a head."""
+def _own_rows(attend: Any, states: list[Any], number: Number) -> tuple[OwnRow, ...]:
+    """Where attention takes the own rows of its states: pieces of keys and of values, one behind the other."""
+    kv, found = get(attend, "kv_heads"), []
+    for kind, state in zip(("tile.key", "tile.value"), states, strict=False):
+        first, size = 0, static_shape(state)[2]
+        for o in walk(attend, kind):
+            offset, stride, width = (get(o, n) for n in ("offset", "stride", "size"))
+            places = Places(number(state), 0, kv, kv, size, 0, (first,), width)
+            there = Places(number(o.operands[0]), 0, kv, kv, stride, 0, (offset,), width)
+            found.append(OwnRow(places, there))
+            first += width
+    return tuple(found)
+
+
+# ---- maps and selects
+
+
+def _map(op: Any, number: Number) -> Facts:
+    """A row reads and makes as many values as its body says; one of a lookup is a pair, of a combine a head."""
     (made,) = walk(op, "engine.map")
-    rows, out = get(made, "rows"), number(made.operands[0])
+    rows, out, region = get(made, "rows"), made.operands[0], made.operation.regions[0].blocks[0]
+    loads = [*walk(made, "tile.load"), *walk(made, "tile.sum")]
     combines = list(walk(made, "tile.combine"))
-    partials = [static_shape(o.operands[0])[1:] for o in combines]
-    width = partials[0][-1] - 2 if partials else 2
+    sizes = [get(o, "size") for o in loads]
+    sizes += [static_shape(o.operands[0])[-1] - 2 for o in combines]
+    lookups = list(walk(made, "tile.lookup"))
+    width = sizes[0] if sizes else 2
+    space = _values(out) // width
+
+    def places(argument: Any, base: int, step: int, size: int, *more: int) -> Places:
+        return Places(number(argument), 0, space, space, step, 0, (base, *more), size)
+
+    reads = []
+    for o in loads:
+        parts = static_shape(o.operands[0])[1] if name_of(o) == "tile.sum" else 1
+        size, offset = get(o, "size"), get(o, "offset", 0)
+        part = _values(o.operands[0]) // parts
+        more = (offset + p * part for p in range(1, parts))
+        reads.append(places(o.operands[0], offset, size, size, *more))
+    for o in combines:
+        size = prod(static_shape(o.operands[0])[2:])
+        reads.append(places(o.operands[0], 0, size, size))
+    (yielded,) = list(region)[-1].operands
+    appends = []
+    for o in walk(made, "tile.store"):
+        value, state = o.operands
+        to = places(state, get(o, "offset"), static_shape(state)[2], width)
+        appends.append(OwnRow(to, places(out, 0, width, width) if value == yielded else None))
     return {
         "tasks": rows,
-        "out": out,
-        "waits": tuple(
-            Whole(number(o.operands[0]), 0, prod(shape))
-            for o, shape in zip(combines, partials, strict=True)
-        ),
-        "writes": (Places(out, 0, rows, rows, width, 0, (0,), width),),
+        "space": max(rows, space),
+        "out": number(out),
+        "reads": tuple(reads),
+        "writes": (places(out, 0, width, width),),
+        "appends": tuple(appends),
+        "chosen": any(get(o, "of") == "choice" for o in lookups),
     }
 
 
-def _select(op: Any, number: Callable[[Any], int]) -> Facts:
-    (select,) = walk(op, "engine.select")
-    return {"chooses": tuple(number(v) for v in select.operands)}
+def _select(op: Any, number: Number) -> Facts:
+    """Every SM makes the token; a choice among scores is made for each token, wholly."""
+    for o in walk(op, "engine.select"):
+        return {
+            "chooses": tuple(number(v) for v in o.operands),
+            "makes": get(o, "makes", "token"),
+        }
+    (choose,) = walk(op, "engine.choose")
+    scores, out = choose.operands
+    kind, k = get(choose, "kind"), get(choose, "k")
+    among = get(choose, "experts") if kind == "route" else _values(scores)
+    read = among * (2 if get(choose, "score") == "sigmoid" else 1)
+    words = k * (2 if kind == "route" else 1)
+    return {
+        "tasks": 1,
+        "out": number(out),
+        "waits": (Whole(number(scores), 0, read),),
+        "writes": (Places(number(out), 0, 1, 1, 0, 0, (0,), words),),
+        "choice": Choice(kind, number(scores), k, among, read),
+    }
 
 
-KINDS: dict[str, Callable[[Any, Callable[[Any], int]], Facts]] = {
+KINDS: dict[str, Callable[[Any, Number], Facts]] = {
     "contract": _contract,
     "attend": _attend,
     "map": _map,

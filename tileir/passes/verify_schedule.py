@@ -14,6 +14,7 @@ from tileir.passes.allocate_memory import (
     ELEMENT_BYTES,
     PACKET_BYTES,
     SCRATCH_BYTES,
+    stage_bytes,
 )
 from tileir.passes.base import Pass
 from tileir.passes.body_facts import describe
@@ -45,10 +46,9 @@ class VerifySchedulePass(Pass):
     target: str = "h100"
 
     def run(self, module: Any) -> None:
-        """Verify every device. Raises ScheduleError, and ContractError if an earlier pass has not run."""
+        """Verify all devices together. Raises ScheduleError, and ContractError if an earlier pass has not run."""
         target = find_target(self.target)
-        for device in walk(module, "engine.device"):
-            verify(problem_of(device, target))
+        verify(*(problem_of(device, target) for device in walk(module, "engine.device")))
 
 
 def problem_of(device: Any, target: Target) -> Problem:
@@ -57,6 +57,8 @@ def problem_of(device: Any, target: Target) -> Problem:
     values = {get(op, "sym_name"): op for op in declarations(device)}
     bodies = {get(o, "sym_name"): describe(o) for o in block if name_of(o) == "engine.body"}
     rows = [o for o in block if name_of(o) == "engine.row"]
+    index = get(device, "index")
+    several = index if get(device, "devices", 1) > 1 else None
     rings = [o for o in block if name_of(o) == "engine.ring"]
     roles = _decided(device.operation.parent, "tileir.roles", "specialize-warp")
     smem = _decided(device, "smem_bytes", "allocate-memory")
@@ -65,26 +67,26 @@ def problem_of(device: Any, target: Target) -> Problem:
     return Problem(
         rows=tuple(
             Row(
-                i,
+                get(row, "stage"),
                 bodies[get(row, "body")],
                 tuple(get(row, "names")),
                 get(row, "rotation"),
                 get(row, "tile_base"),
+                several,
             )
-            for i, row in enumerate(rows)
+            for row in rows
         ),
         channels={n: _channel(op) for n, op in values.items() if name_of(op) == "engine.channel"},
-        states={
-            n: State(n, *static_shape(op.results[0]))
-            for n, op in values.items()
-            if name_of(op) == "engine.state"
-        },
+        states={n: _state(op) for n, op in values.items() if name_of(op) == "engine.state"},
         rings={get(o, "sym_name"): _ring(o) for o in rings},
         regions=(*(_placed(op) for op in values.values()), *_shared(device, rings)),
         sms=get(device, "sms"),
         warps=get(device, "consumer_warps"),
         tokens=get(device, "tokens"),
         context=get(device, "context"),
+        index=index,
+        sequences=get(device, "sequences"),
+        page=get(device, "page"),
         roles=roles,
         memories={**memories, "shared": smem},
         needs=_needs(device, roles, smem),
@@ -127,6 +129,11 @@ def _channel(op: Any) -> Channel:
     return Channel(get(op, "sym_name"), tokens, prod(shape), element_of(op.results[0]), *facts)
 
 
+def _state(op: Any) -> State:
+    heads, positions, size = static_shape(op.results[0])
+    return State(get(op, "sym_name"), heads, positions, size, get(op, "page", 0))
+
+
 def _ring(op: Any) -> Ring:
     return Ring(*(get(op, n) for n in ("sym_name", "slots", "slot_bytes", "window")))
 
@@ -138,6 +145,10 @@ def _placed(op: Any) -> Region:
     """A channel's copies of packets, a buffer or a state."""
     value, kind = op.results[0], name_of(op).removeprefix("engine.")
     size = prod(static_shape(value))
+    if kind == "channel" and get(op, "level") == "sm":
+        first = _decided(op, "offset", "allocate-memory")
+        size = size * ELEMENT_BYTES[element_of(value)] * get(op, "depth") + BARRIER_BYTES
+        return Region("shared", get(op, "sym_name"), first, first + size, BARRIER_ALIGNMENT)
     if kind == "channel":
         size = (
             size // (2 if get(op, "payload") == "bf16x2" else 1) * PACKET_BYTES * get(op, "depth")
@@ -156,7 +167,7 @@ def _shared(device: Any, rings: list[Any]) -> list[Region]:
         first = _decided(op, attribute, "allocate-memory")
         return Region("shared", name, first, first + size, alignment)
 
-    x_bytes, part_bytes = (max(sizes, default=0) for sizes in _stage_bytes(device))
+    x_bytes, part_bytes = map(max, stage_bytes(device), _least_bytes(device))
     regions = [
         region(device, "x_offset", "activations", x_bytes, 16),
         region(device, "part_offset", "partial sums", part_bytes, 16),
@@ -171,21 +182,18 @@ def _shared(device: Any, rings: list[Any]) -> list[Region]:
     return regions
 
 
-def _stage_bytes(device: Any) -> tuple[list[int], list[int]]:
-    """Bytes of activations and of partial sums that each stage needs."""
-    tokens, warps, sms = (get(device, n) for n in ("tokens", "consumer_warps", "sms"))
-    activations, partials = [], []
-    for op in walk(device, "engine.receive", "engine.multiply", "engine.attend", "tile.combine"):
+def _least_bytes(device: Any) -> tuple[int, int]:
+    """Bytes of activations and of partial sums that no layout can do without."""
+    tokens, sms = (get(device, n) for n in ("tokens", "sms"))
+    x_bytes, part_bytes = [0], [0]
+    for op in walk(device, "engine.receive", "engine.multiply", "engine.attend"):
         match name_of(op):
             case "engine.receive":
-                activations.append(tokens * padded(get(op, "k")) * 2)
-            case "engine.multiply":
-                tiles = -(-get(op, "tiles") // sms)
-                partials.append(tokens * tiles * warps * TILE_ROWS * 4)
+                x_bytes.append(tokens * padded(get(op, "k")) * 2)
+            case "engine.multiply" if get(op, "source") == "tape":
+                part_bytes.append(tokens * -(-get(op, "tiles") // sms) * TILE_ROWS * 4)
             case "engine.attend":
-                group, size = get(op, "heads") // get(op, "kv_heads"), get(op, "head_size")
-                activations.append(tokens * (group + 2) * size * 2)
-                partials.append(tokens * warps * group * (size + 2) * 4)
-            case "tile.combine":
-                partials.append(warps * 32 * 12)
-    return activations, partials
+                x_bytes.append(
+                    tokens * get(op, "heads") // get(op, "groups") * get(op, "head_size") * 2
+                )
+    return max(x_bytes), max(part_bytes)

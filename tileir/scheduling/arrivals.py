@@ -11,9 +11,19 @@ from typing import NamedTuple
 import numpy as np
 
 from tileir.scheduling.assign import shares
-from tileir.scheduling.problem import Places, Problem, Row, fault
+from tileir.scheduling.problem import (
+    RECORD_WORDS,
+    Channel,
+    Places,
+    Problem,
+    Row,
+    Stream,
+    Writers,
+    fault,
+)
 
 Runs = list[tuple[int, int]]
+HALF_ROWS = 8
 
 
 class Pieces(NamedTuple):
@@ -25,30 +35,35 @@ class Pieces(NamedTuple):
 
 
 class Writing(NamedTuple):
-    """A row and the places that it writes; records: all of a channel, as one."""
+    """A row and the places that it writes; runs: joined, records included."""
 
     row: Row
     places: tuple[Places, ...]
     runs: Runs
 
 
-def check_arrivals(problem: Problem) -> None:
-    """Every value of a channel is written exactly once a step, and what is polled is written. Raises ScheduleError."""
-    cover = _Cover()
-    channels, states = cover.writings(problem)
-    for name, writings in channels.items():
-        _once(problem, cover, f"channel {name}", writings, problem.channels[name].values)
-    for name, writings in states.items():
-        values = problem.states[name].heads * problem.states[name].size
-        _once(problem, cover, f"a row of state {name}", writings, values)
-        _complete(f"a row of state {name}", writings, values)
-    covered = {name: _joined_runs(writings) for name, writings in channels.items()}
-    for row in problem.rows:
-        for name, runs in _polled(problem, cover, row):
-            for first, last in runs:
-                if not any(a <= first and last <= b for a, b in covered.get(name, [])):
-                    writers = [w.row for w in channels.get(name, [])]
-                    raise _unwritten(row, name, (first, last), writers, covered.get(name, []))
+def check_arrivals(problems: Sequence[Problem]) -> None:
+    """Every value of a GPU's copy of a channel is written exactly once a step, whatever experts are chosen; what is
+    polled is written. Raises ScheduleError.
+    """
+    cover, writers, covered = _Cover(problems), Writers(problems), dict[tuple[int, str], Runs]()
+    for problem in problems:
+        _check_states(problem, cover)
+    for problem in problems:
+        for name, channel in problem.channels.items():
+            # Copies of a peer channel are written alike.
+            first = problems[0] if channel.level == "peer" else problem
+            if (first.index, name) not in covered:
+                rows = writers.into(problem, name)
+                covered[first.index, name] = _check_channel(problems, problem, cover, channel, rows)
+            covered[problem.index, name] = covered[first.index, name]
+    for problem in problems:
+        for row in problem.rows:
+            for name, runs in _polled(problem, cover, row):
+                have = covered.get((problem.index, name), [])
+                for wanted in runs:
+                    if not any(a <= wanted[0] and wanted[1] <= b for a, b in have):
+                        raise _unwritten(writers, problem, row, name, wanted, have)
 
 
 def _polled(problem: Problem, cover: "_Cover", row: Row) -> list[tuple[str, Runs]]:
@@ -59,12 +74,84 @@ def _polled(problem: Problem, cover: "_Cover", row: Row) -> list[tuple[str, Runs
     return waits + records + [(names[p.argument], cover.runs(row, (p,))) for p in body.reads]
 
 
+def _check_channel(
+    problems: Sequence[Problem],
+    problem: Problem,
+    cover: "_Cover",
+    channel: Channel,
+    rows: list[Row],
+) -> Runs:
+    """Every value once, for each expert that a token may choose; the values."""
+    what, covered = f"channel {channel.name}", None
+    for expert, those in _cases(cover, rows):
+        when = "" if expert is None else f" when expert {expert} is chosen"
+        writings = [cover.writing(row, channel) for row in those]
+        _once(problems, cover, what, writings, channel.values, when)
+        runs = _joined_runs(writings)
+        if covered is not None and covered != runs:
+            least = runs if len(those) < len(rows) else covered
+            raise fault(
+                f"of {what}, {_text(covered)} by other experts, only {_text(least)} are written{when}",
+                "an owner for each expert",
+                rows[0],
+            )
+        covered = runs
+    return covered or []
+
+
+def _cases(cover: "_Cover", rows: list[Row]) -> list[tuple[int | None, list[Row]]]:
+    """Who writes, for one example of every kind of chosen expert: a slot's values are its expert's owner's."""
+    bounds = {b for row in rows if row.body.experts is not None for b in row.body.experts}
+    if not bounds:
+        return [(None, rows)]
+    among = max(cover.among(row) for row in rows)
+    return [
+        (b, [row for row in rows if row.body.experts is None or _within(b, *row.body.experts)])
+        for b in sorted(bounds | {0})
+        if b < among
+    ]
+
+
+def _within(at: int, first: int, behind: int) -> bool:
+    return first <= at < behind
+
+
+def _check_states(problem: Problem, cover: "_Cover") -> None:
+    """Every value of a state's row is appended once, where rows of it are streamed."""
+    writings, heads = cover.appends(problem), cover.streamed(problem)
+    for name, by in writings.items():
+        state = problem.states[name]
+        _once([problem], cover, f"a row of state {name}", by, state.heads * state.size, "")
+        missing = [h for h in sorted(heads.get(name, [])) if not _has(by, h, state.size)]
+        if missing:
+            rows = ", ".join(str(w.row) for w in by)
+            raise fault(
+                f"of a row of state {name}, {state.heads * state.size} values, only {_text(_joined_runs(by))} are "
+                f"appended, by {rows}",
+                f"an append of every value of head {missing[0]}, which rows stream",
+                by[-1].row,
+            )
+
+
+def _has(writings: list[Writing], head: int, size: int) -> bool:
+    runs = _joined_runs(writings)
+    return any(a <= head * size and (head + 1) * size <= b for a, b in runs)
+
+
 class _Cover:
     """What rows touch: rows of one body and one range of tiles share it."""
 
-    def __init__(self) -> None:
+    def __init__(self, problems: Sequence[Problem]) -> None:
         self._pieces: dict[object, Pieces] = {}
         self._runs: dict[object, Runs] = {}
+        self._first_record: dict[int | None, int] = {None: 0}
+        self._choices = {
+            row.written: row.body.choice for problem in problems for row in problem.rows
+        }
+        at = 0
+        for problem in problems:
+            self._first_record[problem.index], at = at, at + RECORD_WORDS * problem.sms
+            self._records = RECORD_WORDS * problem.sms
 
     def pieces(self, row: Row, places: tuple[Places, ...]) -> Pieces:
         """What the row's tasks touch."""
@@ -81,21 +168,60 @@ class _Cover:
             self._runs[key] = _joined(self.pieces(row, places))
         return self._runs[key]
 
-    def writings(
-        self, problem: Problem
-    ) -> tuple[dict[str, list[Writing]], dict[str, list[Writing]]]:
-        """Who writes each channel, and who appends to each state."""
-        channels, states = defaultdict(list), defaultdict(list)
+    def writing(self, row: Row, channel: Channel) -> Writing:
+        """What a row writes into a channel."""
+        runs = self.runs(row, row.body.writes)
+        if row.body.records:
+            first = self._first_record[row.device]
+            runs = [*runs, (first, first + self._records)]
+        if row.body.source == "rows":
+            _check_positions(row, self.pieces(row, row.body.writes), channel)
+            runs = [(a, min(b, channel.values)) for a, b in runs]
+        return Writing(row, row.body.writes, runs)
+
+    def among(self, row: Row) -> int:
+        """How many experts there are to choose from for an experts' row."""
+        routings = (row.names[s.of] for s in row.body.drains if s.of is not None)
+        choices = (self._choices.get(name) for name in routings)
+        return max((choice.among for choice in choices if choice is not None), default=0)
+
+    def appends(self, problem: Problem) -> dict[str, list[Writing]]:
+        """Who appends to each state."""
+        states = defaultdict(list)
         for row in problem.rows:
-            if row.written is not None:
-                runs = self.runs(row, row.body.writes)
-                if row.body.records:
-                    runs = [*runs, (0, problem.channels[row.written].values)]
-                channels[row.written].append(Writing(row, row.body.writes, runs))
             for argument in sorted({a.places.argument for a in row.body.appends}):
                 places = tuple(a.places for a in row.body.appends if a.places.argument == argument)
                 states[row.names[argument]].append(Writing(row, places, self.runs(row, places)))
-        return dict(channels), dict(states)
+        return dict(states)
+
+    def streamed(self, problem: Problem) -> dict[str, set[int]]:
+        """The heads of each state whose rows are streamed."""
+        heads: dict[str, set[int]] = defaultdict(set)
+        for row in problem.rows:
+            for stream in row.body.fills:
+                for name in (row.names[a] for a in stream.arguments):
+                    heads[name] |= set(streamed_heads(row, stream, problem.states[name].heads))
+        return heads
+
+
+def streamed_heads(row: Row, stream: Stream, heads: int) -> list[int]:
+    """The heads that the row's tasks have (docs/ir.md, attention)."""
+    base = row.tile_base if row.body.source == "tape" else 0
+    groups = range(base // stream.splits, -(-(base + stream.tasks) // stream.splits))
+    return sorted({group * heads // stream.groups for group in groups})
+
+
+def _check_positions(row: Row, found: Pieces, channel: Channel) -> None:
+    """A state's row is written where its position says: whoever has the row, nobody else writes there."""
+    wrong = np.flatnonzero(found.first != found.first[0] + np.arange(len(found.first)) * HALF_ROWS)
+    if len(wrong) or (len(found.first) and found.first[0]) or found.last[-1] < channel.values:
+        at = int(wrong[0]) if len(wrong) else len(found.first) - 1
+        raise fault(
+            f"{row} writes the values of positions {at * HALF_ROWS} … {at * HALF_ROWS + HALF_ROWS - 1} from "
+            f"{found.first[at]} on, of {channel.values} of channel {channel.name}",
+            "a value for every position, at its number",
+            row,
+        )
 
 
 def pieces(places: Sequence[Places], low: int, high: int) -> Pieces:
@@ -127,7 +253,14 @@ def _joined_runs(writings: list[Writing]) -> Runs:
     return _joined(Pieces(ends[0], ends[1], ends[0]))
 
 
-def _once(problem: Problem, cover: _Cover, what: str, writings: list[Writing], values: int) -> None:
+def _once(
+    problems: Sequence[Problem],
+    cover: _Cover,
+    what: str,
+    writings: list[Writing],
+    values: int,
+    when: str,
+) -> None:
     """No value twice, by two tasks of a row or by two rows; none outside."""
     for row, places, _ in writings:
         found = cover.pieces(row, places)
@@ -136,20 +269,23 @@ def _once(problem: Problem, cover: _Cover, what: str, writings: list[Writing], v
             at = int(twice[0])
             one, other = sorted(found.task[at : at + 2].tolist())
             raise fault(
-                f"value {found.first[at + 1]} of {what} is written by tasks {one} and {other} of {row}",
+                f"value {found.first[at + 1]} of {what} is written by tasks {one} and {other} of {row}{when}",
                 "one arrival a value and step",
                 row,
-                _owner(problem, row, other),
+                _owner(problems[0], row, other),
             )
-    ordered = sorted((run, w.row.number, w.row) for w in writings for run in w.runs)
-    for (a, _, one_row), (b, _, other_row) in pairwise(ordered):
+    ordered = sorted(
+        ((run, w.row.number, w.row.device or 0, w.row) for w in writings for run in w.runs),
+        key=lambda found: found[:3],
+    )
+    for (a, *_, one_row), (b, *_, other_row) in pairwise(ordered):
         if b[0] < a[1]:
             raise fault(
-                f"values {b[0]} … {min(a[1], b[1]) - 1} of {what} are written by {one_row} and by {other_row}",
+                f"values {b[0]} … {min(a[1], b[1]) - 1} of {what} are written by {one_row} and by {other_row}{when}",
                 "one arrival a value and step",
                 other_row,
             )
-    for (first, last), _, row in ordered:
+    for (first, last), *_, row in ordered:
         if first < 0 or last > values:
             raise fault(
                 f"{row} writes values {first} … {last - 1} of {what}, which has {values}",
@@ -165,24 +301,24 @@ def _owner(problem: Problem, row: Row, task: int) -> int:
     return int(np.argmax((first <= mine) & (mine < first + count)))
 
 
-def _complete(what: str, writings: list[Writing], values: int) -> None:
-    covered = _joined_runs(writings)
-    if covered != [(0, values)]:
-        rows = ", ".join(str(w.row) for w in writings)
-        raise fault(
-            f"of {what}, {values} values, only {_text(covered)} are appended, by {rows}",
-            "an append of every value",
-            writings[-1].row,
-        )
-
-
 def _unwritten(
-    row: Row, name: str, wanted: tuple[int, int], writers: list[Row], covered: Runs
+    writers: Writers,
+    problem: Problem,
+    row: Row,
+    name: str,
+    wanted: tuple[int, int],
+    covered: Runs,
 ) -> Exception:
-    by = f"of which {writers[0]} writes {_text(covered)}" if writers else "which no row writes"
+    here, anywhere = writers.into(problem, name), writers.anywhere(name)
+    by = f"of which {here[0]} writes {_text(covered)}" if here else "which no row writes"
+    missing = f"an arrival from {here[0] if here else 'a writer'} to {row}"
+    if len(anywhere) > len(here):
+        other = next(w for w in anywhere if w not in here)
+        by += f" and {other} writes another copy"
+        missing = f'level "peer" from {other} to {row}'
     return fault(
         f"{row} waits for values {wanted[0]} … {wanted[1] - 1} of channel {name}, {by}",
-        f"an arrival from {writers[0] if writers else 'a writer'} to {row}",
+        missing,
         row,
     )
 

@@ -1,14 +1,14 @@
 """Proof of capacity: all fits, nothing overlaps, all blocks run at once, channels carry what their type needs."""
 
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
-from tileir.scheduling.problem import Channel, Problem, Region, fault
+from tileir.scheduling.problem import RECORD_WORDS, Channel, Problem, Region, Writers, fault
 
 PAYLOADS = {"bf16": "bf16x2", "f32": "f32", "i32": "record"}
 PROTOCOLS = ("packet", "block")
-# Words of an SM's record: key and index.
-RECORD_WORDS = 2
 # What is needed by name, as a sentence goes on; and what is missing.
 NEEDS = {
     "sms": ("blocks wait for each other, one an SM", "co-residency of all blocks"),
@@ -54,26 +54,77 @@ def _check_memory(memory: str, regions: list[Region], size: int) -> None:
         )
 
 
-def check_channels(problem: Problem) -> None:
+def check_channels(problems: Sequence[Problem]) -> None:
     """Payload, packets, protocol and level are what the type and the crossing need. Raises ScheduleError."""
-    records = {row.written for row in problem.rows if row.body.records}
-    records |= {row.names[a] for row in problem.rows for a in row.body.chooses}
-    for channel in problem.channels.values():
-        _check_packets(problem, channel)
-        # A channel joins all SMs of one GPU: less does not reach them, more is another device's.
-        if channel.protocol not in PROTOCOLS or channel.level != "gpu":
+    writers, sms = Writers(problems), sum(problem.sms for problem in problems)
+    crossing = _crossing(problems)
+    for problem in problems:
+        records = {row.written for row in problem.rows if row.body.records}
+        records |= {row.names[a] for row in problem.rows for a in row.body.chooses}
+        for channel in problem.channels.values():
+            _check_packets(problem, channel)
+            _check_level(problem, channel, writers, crossing)
+            if channel.name in records and (
+                channel.payload != "record" or channel.values != RECORD_WORDS * sms
+            ):
+                raise fault(
+                    f"channel {channel.name} has {channel.values} values of payload {channel.payload!r} for the "
+                    f"records of {sms} SMs",
+                    f"{RECORD_WORDS * sms} words: a record from every SM",
+                )
+        _check_local(problem)
+    for name in crossing:
+        copies = {replace(p.channels[name], name="") for p in problems if name in p.channels}
+        if len(copies) > 1:
             raise fault(
-                f"channel {channel.name} joins the SMs of a GPU by protocol {channel.protocol!r} of level "
-                f"{channel.level!r}",
-                'a protocol whose scope is level "gpu"',
+                f"channel {name} crosses GPUs, which declare it differently: {copies}",
+                "one and the same channel on all GPUs",
             )
-        if channel.name in records and (
-            channel.payload != "record" or channel.values != RECORD_WORDS * problem.sms
-        ):
+
+
+def _crossing(problems: Sequence[Problem]) -> set[str]:
+    """The channels of level "peer" that some GPU awaits and another one writes."""
+    writes, awaits = defaultdict(set), defaultdict(set)
+    for problem in problems:
+        for row in problem.rows:
+            if row.written is not None:
+                writes[row.written].add(problem.index)
+            for name in row.awaited:
+                awaits[name].add(problem.index)
+    return {n for n in writes if any(w != r for w in writes[n] for r in awaits[n])}
+
+
+def _check_level(problem: Problem, channel: Channel, writers: Writers, crossing: set[str]) -> None:
+    """Level "gpu" joins the SMs of a GPU, "peer" GPUs; "sm" the warps of each SM, all of which make all values."""
+    by = writers.into(problem, channel.name)
+    every = bool(by) and all(row.body.choice is not None for row in by)
+    levels = ["gpu", *(["peer"] if channel.name in crossing else []), *(["sm"] if every else [])]
+    if channel.protocol not in PROTOCOLS or channel.level not in levels:
+        joins = "GPUs" if channel.level == "peer" else "the SMs of a GPU"
+        raise fault(
+            f"channel {channel.name} joins {joins} by protocol {channel.protocol!r} of level {channel.level!r}",
+            f"a protocol whose scope is level {' or '.join(map(repr, levels))}",
+            by[0] if by else None,
+        )
+
+
+def _check_local(problem: Problem) -> None:
+    """A channel of level "sm" is freed by the loader that reads it: one there has to be."""
+    readers: dict[str, set[str]] = defaultdict(set)
+    for row in problem.rows:
+        for name, role in row.polls:
+            readers[name].add(role)
+    for row in problem.rows:
+        if row.written is None or problem.channels[row.written].level != "sm":
+            continue
+        loaders = sorted(readers[row.written] - {"consumer"})
+        if len(loaders) != 1:
+            who = " and ".join(loaders) or "no loader"
             raise fault(
-                f"channel {channel.name} has {channel.values} values of payload {channel.payload!r} for the records "
-                f"of {problem.sms} SMs",
-                f"{RECORD_WORDS * problem.sms} words: a record from every SM",
+                f"{row} waits until channel {row.written} of its SM is free, and {who} frees it",
+                "a free edge from the one loader that reads it",
+                row,
+                step=2,
             )
 
 

@@ -4,10 +4,13 @@ Bodies are described once, symbolically in the task; rows say on which operands,
 SMs by tileir/scheduling/assign.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tileir.errors import TileirError
+
+# Words of an SM's record: key and index.
+RECORD_WORDS = 2
 
 
 class ScheduleError(TileirError):
@@ -34,30 +37,33 @@ class Places:
 
 @dataclass(frozen=True)
 class Whole:
-    """Values [first, last) of operand `argument`: all that any SM of the row waits for."""
+    """Values [first, last) of operand `argument`: all that `role` of any SM of the row waits for."""
 
     argument: int
     first: int
     last: int
+    role: str = "consumer"
 
 
 @dataclass(frozen=True)
-class Append:
-    """Values that go into a state's row of the step's position.
+class OwnRow:
+    """Values of a state's row of the step's position, and where a channel has the same ones, place by place.
 
-    published: where the stage's channel gets the same values, one for each of the places' bases; None: nowhere.
+    Of what a row appends and of what attention takes for its own rows. published: None if no channel has them.
     """
 
     places: Places
-    published: tuple[int | None, ...]
+    published: Places | None
 
 
 @dataclass(frozen=True)
 class Stream:
     """What passes a ring, from `role`, in tasks that are shared out over the SMs.
 
-    The tape: `blocks` of 1 KB a task. States: the old rows of `arguments` = (k, v), head_size values each, of which a
-    task has one kv head's and one of `splits` parts; window 0 is the whole context.
+    Weights: `blocks` of 1 KB a task. States: the old rows of `arguments` = (k, v), head_size values each, those before
+    the first position of a sequence's step; a task has one of `groups` groups, hence one kv head, and one of `splits`
+    parts; window 0 is the whole context. of: the operand whose values, known only in the step, say which tasks there
+    are, of the experts [first, behind) that it may choose, or which old rows they take.
     """
 
     ring: str
@@ -65,19 +71,36 @@ class Stream:
     tasks: int
     blocks: int = 0
     splits: int = 1
+    groups: int = 1
     head_size: int = 0
     window: int = 0
     arguments: tuple[int, ...] = ()
+    of: int | None = None
+    experts: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A choice of k among so many, "route" or "top_k", from `scores` values of operand `argument`."""
+
+    kind: str
+    argument: int
+    k: int
+    among: int
+    scores: int
 
 
 @dataclass(frozen=True)
 class Body:
     """What the roles do in a stage; operands are numbers.
 
-    tasks: of a row; space: of the whole stage. waits: what SMs poll; reads: what a task polls; writes: what a task
+    tasks: of a row; space: of the whole stage; of experts, both of one expert; of a state's rows, both tiles of
+    positions. source: what a contract streams, "tape", "experts" or "rows". groups: equal parts of the space that meet
+    x by themselves. slots: experts of a token. waits: what SMs poll; reads: what a task polls; writes: what a task
     publishes into channel `out`. records: every SM leaves a record in `out`. chooses: channels whose records of every
-    SM are awaited. own: where the channel of the first wait holds the step's own k and v. released, acquired: states
-    that the body's fences cover. program: the consumers' operations, in order.
+    SM are awaited, to make the "token" or the "draft". chosen: the body needs the token just chosen. choice: what the
+    body chooses and publishes. own: where channels have the step's own rows of what `fills` streams. released,
+    acquired: states that the body's fences cover. program: the consumers' operations, in order.
     """
 
     name: str
@@ -85,36 +108,58 @@ class Body:
     tasks: int = 0
     space: int = 0
     out: int | None = None
+    source: str = "tape"
+    groups: int = 1
+    slots: int = 1
     waits: tuple[Whole, ...] = ()
     reads: tuple[Places, ...] = ()
     writes: tuple[Places, ...] = ()
-    appends: tuple[Append, ...] = ()
+    appends: tuple[OwnRow, ...] = ()
     fills: tuple[Stream, ...] = ()
     drains: tuple[Stream, ...] = ()
     records: bool = False
     chooses: tuple[int, ...] = ()
-    own: tuple[int, ...] = ()
+    makes: str = "token"
+    chosen: bool = False
+    choice: Choice | None = None
+    own: tuple[OwnRow, ...] = ()
     released: tuple[int, ...] = ()
     acquired: tuple[int, ...] = ()
     program: tuple[str, ...] = ()
 
+    @property
+    def experts(self) -> tuple[int, int] | None:
+        """The experts whose results the body's rows make, if of experts."""
+        return next((s.experts for s in self.drains if s.experts is not None), None)
+
 
 @dataclass(frozen=True)
 class Row:
-    """A stage of the phase table: a body on operands, by name."""
+    """A stage of the phase table: a body on operands, by name. number: the stage's, the same on all GPUs.
+
+    device: the GPU, if there are several.
+    """
 
     number: int
     body: Body
     names: tuple[str, ...]
     rotation: int = 0
     tile_base: int = 0
+    device: int | None = None
 
     @property
     def awaited(self) -> Iterator[str]:
         """The channels that the row polls, records included."""
-        waits = (w.argument for w in self.body.waits)
-        reads = (p.argument for p in self.body.reads)
-        return (self.names[a] for a in (*waits, *reads, *self.body.chooses))
+        yield from (name for name, _ in self.polls)
+
+    @property
+    def polls(self) -> Iterator[tuple[str, str]]:
+        """(channel, role that polls it), records included."""
+        body = self.body
+        yield from ((self.names[w.argument], w.role) for w in body.waits)
+        yield from (
+            (self.names[a], "consumer") for a in (*(p.argument for p in body.reads), *body.chooses)
+        )
 
     @property
     def written(self) -> str | None:
@@ -122,7 +167,8 @@ class Row:
         return None if self.body.out is None else self.names[self.body.out]
 
     def __str__(self) -> str:
-        return f"row {self.number} ({self.body.name})"
+        where = "" if self.device is None else f" of GPU {self.device}"
+        return f"row {self.number} ({self.body.name}){where}"
 
 
 @dataclass(frozen=True)
@@ -141,12 +187,13 @@ class Channel:
 
 @dataclass(frozen=True)
 class State:
-    """heads × positions × size values."""
+    """heads × positions × size values; positions are whole pages of `page`, 0 = one piece a sequence."""
 
     name: str
     heads: int
     positions: int
     size: int
+    page: int = 0
 
 
 @dataclass(frozen=True)
@@ -172,10 +219,11 @@ class Region:
 
 @dataclass(frozen=True)
 class Problem:
-    """A device's schedule.
+    """A device's schedule, `index` of as many as are proved together.
 
-    warps: consumer arrivals that free a slot. roles: warps by role. memories: bytes of each. needs: what the kernel
-    takes of the target; limits: what that has, by the same names (tileir/scheduling/capacity.py).
+    warps: consumer arrivals that free a slot. tokens, sequences: most a step; page: rows of a KV page. context: of a
+    sequence. roles: warps by role. memories: bytes of each. needs: what the kernel takes of the target; limits: what
+    that has, by the same names (tileir/scheduling/capacity.py).
     """
 
     rows: tuple[Row, ...]
@@ -187,6 +235,9 @@ class Problem:
     warps: int
     tokens: int
     context: int
+    index: int = 0
+    sequences: int = 1
+    page: int = 0
     roles: dict[str, int] = field(default_factory=dict)
     memories: dict[str, int] = field(default_factory=dict)
     needs: dict[str, int] = field(default_factory=dict)
@@ -199,3 +250,26 @@ def fault(
     """The error of a proof that fails: what, an example (stage, SM, step), and the edge that is missing."""
     example = f"; for example {row}, SM {sm}, step {step}" if row is not None else ""
     return ScheduleError(what + example, hint=f"missing: {missing}")
+
+
+class Writers:
+    """Which rows write a GPU's copy of a channel: its own, of a channel of level "peer" those of all GPUs."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self._own: dict[tuple[int, str], list[Row]] = {}
+        self._all: dict[str, list[Row]] = {}
+        for problem in problems:
+            for row in problem.rows:
+                if row.written is not None:
+                    self._own.setdefault((problem.index, row.written), []).append(row)
+                    self._all.setdefault(row.written, []).append(row)
+
+    def into(self, problem: Problem, name: str) -> list[Row]:
+        """The rows that write the GPU's copy."""
+        if problem.channels[name].level == "peer":
+            return self.anywhere(name)
+        return self._own.get((problem.index, name), [])
+
+    def anywhere(self, name: str) -> list[Row]:
+        """The rows of all GPUs that write some copy."""
+        return self._all.get(name, [])

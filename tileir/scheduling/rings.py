@@ -13,8 +13,8 @@ from tileir.scheduling.assign import shares
 from tileir.scheduling.problem import Problem, Ring, Row, Stream, fault
 
 BLOCK_BYTES = 1024
-# Of one value's k and v, in bf16.
-VALUE_BYTES = 4
+# Of a state's value, in bf16.
+VALUE_BYTES = 2
 
 
 def check_rings(problem: Problem) -> None:
@@ -26,8 +26,9 @@ def check_rings(problem: Problem) -> None:
                 "2 slots or more and a window inside them",
             )
     _check_arrival_counts(problem)
+    _check_tape_never_waits(problem)
     loaders: dict[str, tuple[str, Row]] = {}
-    proved: set[tuple[str, int]] = set()
+    proved: set[tuple[str, int, int]] = set()
     for row in problem.rows:
         for stream in row.body.fills:
             role, before = loaders.setdefault(stream.ring, (stream.role, row))
@@ -37,9 +38,26 @@ def check_rings(problem: Problem) -> None:
                     "an order between the two loaders",
                     row,
                 )
-        if (row.body.name, row.rotation) not in proved:
-            proved.add((row.body.name, row.rotation))
+        if (row.body.name, row.rotation, row.tile_base) not in proved:
+            proved.add((row.body.name, row.rotation, row.tile_base))
             _check_row(problem, row)
+
+
+def _check_tape_never_waits(problem: Problem) -> None:
+    """The tape is known before the step: who fills it runs ahead of all that depends on activations."""
+    roles = {s.role: row for row in problem.rows for s in row.body.fills if _is_tape(s)}
+    for row in problem.rows:
+        for name, role in row.polls:
+            if role in roles:
+                raise fault(
+                    f"role {role} waits for channel {name} in {row}, and fills the tape in {roles[role]}",
+                    "a loader of its own for what depends on activations",
+                    row,
+                )
+
+
+def _is_tape(stream: Stream) -> bool:
+    return not stream.head_size and stream.of is None
 
 
 def _check_arrival_counts(problem: Problem) -> None:
@@ -63,22 +81,80 @@ def _check_row(problem: Problem, row: Row) -> None:
             )
         if fill.ring not in problem.rings:
             raise fault(f"{row} uses ring {fill.ring!r}, which is not there", "the ring", row)
-        check = _check_states if fill.head_size or drain.head_size else _check_tape
-        check(problem, row, problem.rings[fill.ring], fill, drain)
+        ring = problem.rings[fill.ring]
+        if fill.head_size or drain.head_size:
+            _check_states(problem, row, ring, fill, drain)
+        elif _is_tape(fill) and _is_tape(drain):
+            _check_blocks(problem, row, ring, fill, drain, 1, "")
+        else:
+            _check_experts(problem, row, ring, fill, drain)
 
 
-def _check_tape(problem: Problem, row: Row, ring: Ring, fill: Stream, drain: Stream) -> None:
-    """Blocks, hence slots, of every SM; each warp releases a short last slot too."""
+def _check_experts(problem: Problem, row: Row, ring: Ring, fill: Stream, drain: Stream) -> None:
+    """The same division by the same routing: (active expert, tile), whatever number of experts is active."""
+    _check_chosen(row, fill, drain)
+    if fill.experts != drain.experts or fill.experts is None or drain.experts is None:
+        ends = [s.experts or (0, 0) for s in (fill, drain)]
+        at = next((min(a, b) for a, b in zip(*ends, strict=True) if a != b), 0)
+        filled, drained = (
+            "no experts" if s.experts is None else f"experts {s.experts[0]} … {s.experts[1] - 1}"
+            for s in (fill, drain)
+        )
+        raise fault(
+            f"in {row} role {fill.role} fills ring {ring.name} with tiles of {filled} and the consumers drain it for "
+            f"{drained}: they part when expert {at} is chosen",
+            "the same experts on both sides",
+            row,
+        )
+    most = min(fill.experts[1] - fill.experts[0], problem.tokens * row.body.slots)
+    active = 1
+    while active < most:
+        _check_blocks(problem, row, ring, fill, drain, active, f" when {active} experts are active")
+        active *= 2
+    _check_blocks(problem, row, ring, fill, drain, most, f" when {most} experts are active")
+    if (fill.tasks, fill.blocks) != (drain.tasks, drain.blocks):
+        raise fault(
+            f"in {row} role {fill.role} fills ring {ring.name} by (tiles, blocks) = {fill.tasks, fill.blocks} an "
+            f"expert and the consumers drain it by {drain.tasks, drain.blocks}",
+            "equal tiles in equal slots",
+            row,
+        )
+
+
+def _check_chosen(row: Row, fill: Stream, drain: Stream) -> None:
+    """Both sides go by the same choice, which the loader awaits."""
+    filled, drained = ("nothing" if s.of is None else row.names[s.of] for s in (fill, drain))
+    if filled != drained:
+        raise fault(
+            f"in {row} role {fill.role} fills ring {fill.ring} by what {filled} chose and the consumers drain it by "
+            f"{drained}",
+            "the same choice on both sides",
+            row,
+        )
+    for role in (fill.role, "consumer"):
+        if fill.of is not None and (filled, role) not in list(row.polls):
+            raise fault(
+                f"in {row} role {role} goes by what {filled} chose and does not await it",
+                f"an edge from whoever writes channel {filled} to role {role}",
+                row,
+            )
+
+
+def _check_blocks(
+    problem: Problem, row: Row, ring: Ring, fill: Stream, drain: Stream, times: int, when: str
+) -> None:
+    """Blocks, hence slots, of every SM; each warp releases a short last slot too. times: the tasks, so often."""
     per_slot = ring.slot_bytes // BLOCK_BYTES
     filled, drained = (
-        shares(s.tasks, row.rotation, problem.sms)[1] * s.blocks for s in (fill, drain)
+        shares(s.tasks * times, row.rotation, problem.sms)[1] * s.blocks for s in (fill, drain)
     )
     different = np.flatnonzero(filled != drained)
     if len(different):
         sm = int(different[0])
         raise fault(
             f"in {row} role {fill.role} fills {-(-filled[sm] // per_slot)} slots of ring {ring.name} with "
-            f"{filled[sm]} blocks and the consumers drain {-(-drained[sm] // per_slot)} slots of {drained[sm]} blocks",
+            f"{filled[sm]} blocks and the consumers drain {-(-drained[sm] // per_slot)} slots of {drained[sm]} blocks"
+            f"{when}",
             "equal numbers of slots on every SM, also where an SM has no tile",
             row,
             sm,
@@ -87,6 +163,7 @@ def _check_tape(problem: Problem, row: Row, ring: Ring, fill: Stream, drain: Str
 
 def _check_states(problem: Problem, row: Row, ring: Ring, fill: Stream, drain: Stream) -> None:
     """The same function of the position on both sides; else an example where they part."""
+    _check_chosen(row, fill, drain)
     if fill.arguments != drain.arguments:
         filled, drained = (
             " and ".join(row.names[a] for a in s.arguments) or "none" for s in (fill, drain)
@@ -96,13 +173,15 @@ def _check_states(problem: Problem, row: Row, ring: Ring, fill: Stream, drain: S
             "the same states on both sides",
             row,
         )
-    if ring.slot_bytes < VALUE_BYTES * max(fill.head_size, drain.head_size):
+    sizes = [problem.states[row.names[a]].size for a in fill.arguments]
+    if ring.slot_bytes < _row_bytes(fill) or max(sizes, default=0) > fill.head_size:
         raise fault(
-            f"a slot of ring {ring.name} has {ring.slot_bytes} bytes for heads of {fill.head_size} in {row}",
+            f"a slot of ring {ring.name} has {ring.slot_bytes} bytes for heads of {fill.head_size} in {row}, and rows "
+            f"of {sizes} values",
             "room for k and v of one position",
             row,
         )
-    facts = [(s.tasks, s.splits, s.head_size, s.window) for s in (fill, drain)]
+    facts = [(s.tasks, s.splits, s.groups, s.head_size, s.window) for s in (fill, drain)]
     if facts[0] == facts[1]:
         return
     for position, sm in _examples(problem):
@@ -119,24 +198,29 @@ def _check_states(problem: Problem, row: Row, ring: Ring, fill: Stream, drain: S
                 position + 1,
             )
     raise fault(
-        f"in {row} role {fill.role} fills ring {ring.name} by (tasks, splits, head size, window) = {facts[0]} and "
-        f"the consumers drain it by {facts[1]}",
+        f"in {row} role {fill.role} fills ring {ring.name} by (tasks, splits, groups, head size, window) = {facts[0]} "
+        f"and the consumers drain it by {facts[1]}",
         "equal rows in equal slots",
         row,
     )
 
 
+def _row_bytes(stream: Stream) -> int:
+    """Of one position: k, and v if there is one, in equal parts of the slot."""
+    return VALUE_BYTES * max(1, stream.head_size) * max(1, len(stream.arguments))
+
+
 def _state_slots(
     problem: Problem, row: Row, ring: Ring, stream: Stream, position: int, sm: int
 ) -> int:
-    """Slots of an SM's (kv head, split) tasks at a position (docs/ir.md, state order)."""
+    """Slots of an SM's (group, split) tasks at a position (docs/ir.md, state order)."""
     first, count = (int(v[sm]) for v in shares(stream.tasks, row.rotation, problem.sms))
     low = max(0, position + 1 - stream.window) if stream.window else 0
     chunk = -(-(position - low) // stream.splits)
-    per_slot = ring.slot_bytes // (VALUE_BYTES * max(1, stream.head_size))
+    per_slot = max(1, ring.slot_bytes // _row_bytes(stream))
     slots = 0
     for task in range(first, first + count):
-        begin = min(low + task % stream.splits * chunk, position)
+        begin = min(low + (row.tile_base + task) % stream.splits * chunk, position)
         slots += -(-(min(begin + chunk, position) - begin) // per_slot)
     return slots
 

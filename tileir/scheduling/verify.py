@@ -5,30 +5,43 @@ offenders, an example (stage, SM, step) and the edge that is missing. Arrivals, 
 own; here is who waits for whom.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from tileir.scheduling.arrivals import check_arrivals
 from tileir.scheduling.assign import MAX_TILES_PER_SM
 from tileir.scheduling.capacity import check_capacity, check_channels
-from tileir.scheduling.problem import Append, Problem, Row, fault
+from tileir.scheduling.choices import check_choices, check_same, exchange
+from tileir.scheduling.problem import Problem, Row, Writers, fault
 from tileir.scheduling.rings import check_rings
+from tileir.scheduling.states import check_states
 
 # What a warp leaves in shared memory for others: by, for, what.
 HANDED = (("receive", "multiply", "activations"), ("multiply", "emit", "partial sums"))
-Appends = dict[str, list[tuple[Row, Append]]]
 
 
-def verify(problem: Problem) -> None:
-    """Prove arrivals, ring phases, program order, reuse, state order and capacity. Raises ScheduleError."""
-    check(problem)
-    check_channels(problem)
-    check_capacity(problem)
-    check_barriers(problem)
-    check_arrivals(problem)
-    check_order(problem)
-    check_rings(problem)
-    check_reuse(problem)
-    check_states(problem)
+def verify(*problems: Problem) -> None:
+    """Prove arrivals, ring phases, program order, reuse, state order and capacity of a GPU, or of all together.
+
+    Raises ScheduleError.
+    """
+    for problem in problems:
+        check(problem)
+    check_channels(problems)
+    for problem in problems:
+        check_capacity(problem)
+        check_barriers(problem)
+        check_choices(problem)
+    check_arrivals(problems)
+    check_order(problems)
+    edges = []
+    for problem in problems:
+        check_rings(problem)
+        edges.append(exchange(problem))
+    check_same(problems, edges)
+    for problem, (edge, chooser) in zip(problems, edges, strict=True):
+        check_reuse(problem, edge, chooser, Writers(problems))
+        check_states(problem, edge, chooser)
 
 
 def check(problem: Problem) -> None:
@@ -50,7 +63,13 @@ def check(problem: Problem) -> None:
                 "tasks inside their space",
                 row,
             )
-        if row.body.kind == "contract" and share > MAX_TILES_PER_SM:
+        if row.body.space % row.body.groups:
+            raise fault(
+                f"{row} has {row.body.groups} groups in a space of {row.body.space} tiles",
+                "equal parts, each of which meets its values of x",
+                row,
+            )
+        if row.body.kind == "contract" and row.body.source == "tape" and share > MAX_TILES_PER_SM:
             raise fault(
                 f"{row} gives an SM {share} tiles", f"at most {MAX_TILES_PER_SM} tiles an SM", row
             )
@@ -73,132 +92,51 @@ def check_barriers(problem: Problem) -> None:
                 )
 
 
-def check_order(problem: Problem) -> None:
-    """Whoever waits in a row waits for an earlier row: no cycle, since every SM runs rows in order."""
-    last = {row.written: row for row in problem.rows if row.written is not None}
-    for row in problem.rows:
-        for name in row.awaited:
-            writer = last.get(name)
-            if writer is not None and writer.number >= row.number:
-                raise fault(
-                    f"{row} waits for channel {name}, which {writer} writes later in the same step",
-                    f"{writer} before {row}",
-                    row,
-                )
+def check_order(problems: Sequence[Problem]) -> None:
+    """Whoever waits in a row waits for an earlier row: no cycle, since every SM of every GPU runs rows in order."""
+    writers = Writers(problems)
+    for problem in problems:
+        last: dict[str, Row | None] = {}
+        for row in problem.rows:
+            for name in row.awaited:
+                if name not in last:
+                    by = writers.into(problem, name)
+                    last[name] = max(by, key=lambda writer: writer.number, default=None)
+                writer = last[name]
+                if writer is not None and writer.number >= row.number:
+                    raise fault(
+                        f"{row} waits for channel {name}, which {writer} writes later in the same step",
+                        f"{writer} before {row}",
+                        row,
+                    )
 
 
-def _exchange(problem: Problem) -> tuple[Row, Row]:
-    """(the last row that leaves records, the row that awaits those of all SMs): a step's all-to-all edge."""
-    choosers = [row for row in problem.rows if row.body.chooses]
-    if len(choosers) != 1:
-        who = ", ".join(map(str, choosers)) or "no row"
-        raise fault(
-            f"{who} of {len(problem.rows)} rows await the records of all SMs, which one has to",
-            "an all-to-all edge, from the record of every SM to one select",
-            problem.rows[-1],
-        )
-    (chooser,) = choosers
-    recorders = [row for row in problem.rows if row.body.records]
-    unread = [row for row in recorders if row.written not in list(chooser.awaited)]
-    if unread or not recorders:
-        who = f"{unread[0]} leaves" if unread else "no row leaves"
-        raise fault(
-            f"{who} records that {chooser} awaits",
-            f"an edge from {unread[0] if unread else 'records'} to {chooser}",
-            chooser,
-        )
-    return recorders[-1], chooser
-
-
-def check_reuse(problem: Problem) -> None:
+def check_reuse(problem: Problem, edge: Row, chooser: Row, writers: Writers) -> None:
     """A copy is rewritten only after its last reader, ordered by the records that every SM awaits from every SM.
 
-    reader → (program order) its SM's record → the row that awaits all records → (next step) writer. Who reads behind
-    its SM's record, as the awaiting row itself does, is ordered by the next step's record: that needs a copy more.
+    Consumers: reader → (program order) its SM's record → the row that awaits all records → (next step) writer. Who
+    reads behind its SM's record, as the awaiting row itself does, is ordered by the next step's record: that needs a
+    copy more. A loader may have nothing to load, so that its SM's consumers do not wait for it: it is ordered when it
+    has taken the next step's record, before its SM leaves the one after; that needs another. A channel of level "sm"
+    has a free edge from the loader.
     """
-    edge, chooser = _exchange(problem)
-    writers = {row.written: row for row in reversed(problem.rows) if row.written is not None}
     for row in problem.rows:
-        for name in row.awaited:
-            if problem.channels[name].depth < (1 if row.number <= edge.number else 2):
-                writer = writers[name]
-                raise fault(
-                    f"channel {name} has 1 copy: {row} on a slow SM may still read step 1's when {writer} on a fast "
-                    f"SM writes step 2's",
-                    f"the path {row} → record of {edge} → {chooser} → {writer}, as {row} comes behind its SM's "
-                    f"record; a second copy by epoch makes it",
-                    row,
-                    step=2,
-                )
-
-
-def check_states(problem: Problem) -> None:
-    """Rows that are appended are streamed across release and acquire, and never in their own step.
-
-    append → release → its SM's record → the row that awaits all → step record → acquire → the loader, a step later.
-    """
-    edge, chooser = _exchange(problem)
-    appends: Appends = {}
-    for row in problem.rows:
-        for append in row.body.appends:
-            name, argument = row.names[append.places.argument], append.places.argument
-            appends.setdefault(name, []).append((row, append))
-            if argument not in row.body.released:
-                raise fault(
-                    f"{row} appends to state {name} with no release: the copy engine of the next step, behind "
-                    f"{chooser}, may miss it",
-                    "fence.proxy.async and fence.acq_rel.gpu before the SM's record",
-                    row,
-                )
-            if row.number > edge.number:
-                raise fault(
-                    f"{row} appends to state {name} behind {edge}, the step's last record",
-                    f"a path from {row} to the next step's copies",
-                    row,
-                )
-            if problem.states[name].positions < problem.context:
-                positions = problem.states[name].positions
-                raise fault(
-                    f"{row} appends to state {name}, of {positions} positions for a context of {problem.context}",
-                    "a row for every position",
-                    row,
-                    step=positions + 1,
-                )
-    for row in problem.rows:
-        for argument in (a for stream in row.body.fills for a in stream.arguments):
-            _check_acquire(row, argument, appends)
-            _check_own_row(row, argument, appends)
-
-
-def _check_acquire(row: Row, argument: int, appends: Appends) -> None:
-    name = row.names[argument]
-    if name not in appends:
-        raise fault(
-            f"{row} streams state {name}, which no row appends to", "an append", row, step=2
-        )
-    if argument not in row.body.acquired:
-        raise fault(
-            f"{row} streams state {name} with no acquire after the step record: it may miss what {appends[name][0][0]} "
-            f"appended",
-            "fence.acq_rel.gpu and fence.proxy.async before the loader's copies",
-            row,
-            step=2,
-        )
-
-
-def _check_own_row(row: Row, argument: int, appends: Appends) -> None:
-    """The loader stops before the step's own row, so that this has to come through the channel."""
-    name, channel = row.names[argument], row.names[row.body.waits[0].argument]
-    streamed = [a for stream in row.body.fills for a in stream.arguments]
-    place = row.body.own[streamed.index(argument)]
-    for writer, append in appends[name]:
-        pairs = zip(append.places.bases, append.published, strict=True)
-        there = [None if to is None else to - base for base, to in pairs]
-        if writer.written != channel or any(at != place for at in there):
-            made = "nowhere" if there[0] is None else f"at {there[0]} of channel {writer.written}"
+        for name, role in row.polls:
+            channel = problem.channels[name]
+            needed = 1 if row.number <= edge.number else 2
+            if role != "consumer":
+                needed = 3
+            if channel.level == "sm" or channel.depth >= needed:
+                continue
+            writer = writers.into(problem, name)[0]
+            who = str(row) if role == "consumer" else f"role {role} of {row}"
+            copies = "1 copy" if channel.depth == 1 else f"{channel.depth} copies"
+            step = 1 + channel.depth
             raise fault(
-                f"{row} takes the step's own row of state {name} at {place} of channel {channel}, and {writer} "
-                f"publishes what it appends {made}",
-                f"the step's own row through a channel, from {writer} to {row}",
+                f"channel {name} has {copies}: {who} on a slow SM may still read step 1's when {writer} on a fast SM "
+                f"writes step {step}'s",
+                f"the path {who} → record of {edge} → {chooser} → {writer}, as {who} comes behind its SM's record; "
+                f"{'a second copy' if needed == 2 else 'three copies'} by epoch makes it",
                 row,
+                step=step,
             )
