@@ -126,14 +126,33 @@ def _contract(op: Any, number: Number) -> Facts:
     groups = get(receive, "groups", 1)
     slots = groups if source == "experts" else 1
     out = emit.operands[0]
-    waits = _received(receive, number(receive.operands[0]), groups)
-    reads, writes, appends, first = [], [], [], 0
+    waits, reads = [], list[Places]()
+    writes, appends, first = [], [], 0
     for segment in walk(emit, "tile.segment"):
         made = _Segment(segment, first, number)
         first += made.tiles
         reads += made.reads()
         writes += made.writes(number(out), slots, _values(out) // slots)
         appends += made.appends(number(out))
+    x, at, stride, k = (
+        number(receive.operands[0]),
+        get(receive, "offset", 0),
+        get(receive, "stride", 0),
+        get(receive, "k"),
+    )
+    if source == "tape" and groups > 1:
+        # An SM receives the groups of its tiles.
+        reads.append(Places(x, 0, first, max(1, first // groups), 0, stride, (at,), k))
+    else:
+        begins = range(at, at + groups * stride, stride) if stride not in (0, k) else [at]
+        whole = k + (groups - 1) * stride if stride in (0, k) else k
+        slot = source == "experts" and stride > 0
+        if slot:
+            begins, whole = range(at, at + groups * stride, stride), k
+        waits = [
+            Whole(x, begin, begin + whole, slot=j if slot else None)
+            for j, begin in enumerate(begins)
+        ]
     for o in walk(emit, "tile.relu_sum"):
         offset = get(o, "offset")
         waits.append(Whole(number(o.operands[2]), offset, offset + groups))
@@ -153,15 +172,6 @@ def _contract(op: Any, number: Number) -> Facts:
     if source == "rows":
         facts["own"] = (_own_keys(op, multiply, number),)
     return facts
-
-
-def _received(receive: Any, argument: int, groups: int) -> list[Whole]:
-    """The groups' values of x; as one where they lie one behind the other."""
-    k, offset, stride = get(receive, "k"), get(receive, "offset", 0), get(receive, "stride", 0)
-    if stride in (0, k):
-        return [Whole(argument, offset, offset + k + (groups - 1) * stride)]
-    begins = [offset + g * stride for g in range(groups)]
-    return [Whole(argument, begin, begin + k) for begin in begins]
 
 
 def _own_keys(op: Any, multiply: Any, number: Number) -> OwnRow:

@@ -42,73 +42,113 @@ class Writing(NamedTuple):
     runs: Runs
 
 
+class Case(NamedTuple):
+    """What is written of a channel for slots whose expert is in [first, behind); always, if writers have no experts."""
+
+    first: int
+    behind: int
+    runs: Runs
+
+
+class Wanted(NamedTuple):
+    """What a row waits for; of experts [first, behind) only in the slot that chose them."""
+
+    name: str
+    runs: Runs
+    slot: int | None = None
+
+
+ALL = 1 << 31
+
+
 def check_arrivals(problems: Sequence[Problem]) -> None:
     """Every value of a GPU's copy of a channel is written exactly once a step, whatever experts are chosen; what is
     polled is written. Raises ScheduleError.
     """
-    cover, writers, covered = _Cover(problems), Writers(problems), dict[tuple[int, str], Runs]()
+    cover, writers, cases = _Cover(problems), Writers(problems), dict[tuple[int, str], list[Case]]()
     for problem in problems:
         _check_states(problem, cover)
     for problem in problems:
         for name, channel in problem.channels.items():
             # Copies of a peer channel are written alike.
             first = problems[0] if channel.level == "peer" else problem
-            if (first.index, name) not in covered:
+            if (first.index, name) not in cases:
                 rows = writers.into(problem, name)
-                covered[first.index, name] = _check_channel(problems, problem, cover, channel, rows)
-            covered[problem.index, name] = covered[first.index, name]
+                cases[first.index, name] = _check_channel(problems, cover, channel, rows)
+            cases[problem.index, name] = cases[first.index, name]
     for problem in problems:
         for row in problem.rows:
-            for name, runs in _polled(problem, cover, row):
-                have = covered.get((problem.index, name), [])
-                for wanted in runs:
-                    if not any(a <= wanted[0] and wanted[1] <= b for a, b in have):
-                        raise _unwritten(writers, problem, row, name, wanted, have)
+            for wanted in _polled(problem, cover, row):
+                first, behind = _wanted_experts(problem, writers, row, wanted)
+                for case in cases.get((problem.index, wanted.name), [Case(0, ALL, [])]):
+                    if case.first < behind and first < case.behind:
+                        _check_written(writers, problem, row, wanted, case)
 
 
-def _polled(problem: Problem, cover: "_Cover", row: Row) -> list[tuple[str, Runs]]:
+def _polled(problem: Problem, cover: "_Cover", row: Row) -> list[Wanted]:
     """What the row waits for, by channel."""
     body, names = row.body, row.names
-    waits = [(names[w.argument], [(w.first, w.last)]) for w in body.waits]
-    records = [(names[a], [(0, problem.channels[names[a]].values)]) for a in body.chooses]
-    return waits + records + [(names[p.argument], cover.runs(row, (p,))) for p in body.reads]
+    waits = [Wanted(names[w.argument], [(w.first, w.last)], w.slot) for w in body.waits]
+    records = [Wanted(names[a], [(0, problem.channels[names[a]].values)]) for a in body.chooses]
+    return waits + records + [Wanted(names[p.argument], cover.runs(row, (p,))) for p in body.reads]
+
+
+def _wanted_experts(
+    problem: Problem, writers: Writers, row: Row, wanted: Wanted
+) -> tuple[int, int]:
+    """The experts for which the row waits: of a slot that others filled by the same routing, its own."""
+    slots = [w for w in writers.into(problem, wanted.name) if w.body.experts is not None]
+    if wanted.slot is None or not slots or row.body.experts is None:
+        return 0, ALL
+    size = problem.channels[wanted.name].values // slots[0].body.slots
+    first, last = wanted.runs[0]
+    if not wanted.slot * size <= first < last <= (wanted.slot + 1) * size:
+        raise fault(
+            f"{row} takes slot {wanted.slot} from values {first} … {last - 1} of channel {wanted.name}, where {slots[0]} "
+            f"writes it at {wanted.slot * size} … {(wanted.slot + 1) * size - 1}",
+            "the same slots on both sides",
+            row,
+        )
+    by, goes = (r.names[r.body.routing or 0] for r in (slots[0], row))
+    if by != goes:
+        raise fault(
+            f"{row} takes slots of channel {wanted.name} by {goes}, and {slots[0]} fills them by {by}",
+            "the same routing on both sides",
+            row,
+        )
+    return row.body.experts
+
+
+def _check_written(
+    writers: Writers, problem: Problem, row: Row, wanted: Wanted, case: Case
+) -> None:
+    for run in wanted.runs:
+        if not any(a <= run[0] and run[1] <= b for a, b in case.runs):
+            raise _unwritten(writers, problem, row, wanted.name, run, case)
 
 
 def _check_channel(
-    problems: Sequence[Problem],
-    problem: Problem,
-    cover: "_Cover",
-    channel: Channel,
-    rows: list[Row],
-) -> Runs:
-    """Every value once, for each expert that a token may choose; the values."""
-    what, covered = f"channel {channel.name}", None
-    for expert, those in _cases(cover, rows):
-        when = "" if expert is None else f" when expert {expert} is chosen"
+    problems: Sequence[Problem], cover: "_Cover", channel: Channel, rows: list[Row]
+) -> list[Case]:
+    """Every value at most once, for each expert that a token may choose; what is written."""
+    cases = []
+    for first, behind, those in _by_expert(cover, rows):
+        when = "" if behind == ALL else f" when expert {first} is chosen"
         writings = [cover.writing(row, channel) for row in those]
-        _once(problems, cover, what, writings, channel.values, when)
-        runs = _joined_runs(writings)
-        if covered is not None and covered != runs:
-            least = runs if len(those) < len(rows) else covered
-            raise fault(
-                f"of {what}, {_text(covered)} by other experts, only {_text(least)} are written{when}",
-                "an owner for each expert",
-                rows[0],
-            )
-        covered = runs
-    return covered or []
+        _once(problems, cover, f"channel {channel.name}", writings, channel.values, when)
+        cases.append(Case(first, behind, _joined_runs(writings)))
+    return cases
 
 
-def _cases(cover: "_Cover", rows: list[Row]) -> list[tuple[int | None, list[Row]]]:
-    """Who writes, for one example of every kind of chosen expert: a slot's values are its expert's owner's."""
+def _by_expert(cover: "_Cover", rows: list[Row]) -> list[tuple[int, int, list[Row]]]:
+    """Who writes, for every range of experts: a slot's values are its expert's owner's."""
     bounds = {b for row in rows if row.body.experts is not None for b in row.body.experts}
     if not bounds:
-        return [(None, rows)]
-    among = max(cover.among(row) for row in rows)
+        return [(0, ALL, rows)]
+    bounds |= {0, max(cover.among(row) for row in rows)}
     return [
-        (b, [row for row in rows if row.body.experts is None or _within(b, *row.body.experts)])
-        for b in sorted(bounds | {0})
-        if b < among
+        (a, b, [r for r in rows if r.body.experts is None or _within(a, *r.body.experts)])
+        for a, b in pairwise(sorted(bounds))
     ]
 
 
@@ -307,14 +347,16 @@ def _unwritten(
     row: Row,
     name: str,
     wanted: tuple[int, int],
-    covered: Runs,
+    case: Case,
 ) -> Exception:
     here, anywhere = writers.into(problem, name), writers.anywhere(name)
-    by = f"of which {here[0]} writes {_text(covered)}" if here else "which no row writes"
+    by = f"of which {here[0]} writes {_text(case.runs)}" if here else "which no row writes"
     missing = f"an arrival from {here[0] if here else 'a writer'} to {row}"
+    if here and case.behind != ALL:
+        by = f"of which {_text(case.runs)} are written when expert {case.first} is chosen"
     if len(anywhere) > len(here):
-        other = next(w for w in anywhere if w not in here)
-        by += f" and {other} writes another copy"
+        other = next(w for w in anywhere if w.device != row.device)
+        by += f", and {other} writes another copy"
         missing = f'level "peer" from {other} to {row}'
     return fault(
         f"{row} waits for values {wanted[0]} … {wanted[1] - 1} of channel {name}, {by}",

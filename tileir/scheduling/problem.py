@@ -37,12 +37,16 @@ class Places:
 
 @dataclass(frozen=True)
 class Whole:
-    """Values [first, last) of operand `argument`: all that `role` of any SM of the row waits for."""
+    """Values [first, last) of operand `argument`: all that `role` of any SM of the row waits for.
+
+    slot: of a token's experts; who has experts waits for the slots that chose them.
+    """
 
     argument: int
     first: int
     last: int
     role: str = "consumer"
+    slot: int | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,11 @@ class Body:
     def experts(self) -> tuple[int, int] | None:
         """The experts whose results the body's rows make, if of experts."""
         return next((s.experts for s in self.drains if s.experts is not None), None)
+
+    @property
+    def routing(self) -> int | None:
+        """The operand that says which experts these are."""
+        return next((s.of for s in self.drains if s.experts is not None), None)
 
 
 @dataclass(frozen=True)
