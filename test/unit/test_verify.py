@@ -123,7 +123,13 @@ def publishes_records(problem: Problem) -> Problem:
         assert body.out is not None
         values = (Places(body.out, 0, 4, 4, 2, 0, (0,), 2),)
         return replace(
-            body, name=f"{body.name}_broken", records=False, space=4, tasks=4, writes=values
+            body,
+            name=f"{body.name}_broken",
+            records=False,
+            space=4,
+            tasks=4,
+            writes=values,
+            offers=(),
         )
 
     rows = [

@@ -127,13 +127,14 @@ def _contract(op: Any, number: Number) -> Facts:
     slots = groups if source == "experts" else 1
     out = emit.operands[0]
     waits, reads = [], list[Places]()
-    writes, appends, first = [], [], 0
+    writes, appends, offers, first = [], [], [], 0
     for segment in walk(emit, "tile.segment"):
         made = _Segment(segment, first, number)
         first += made.tiles
         reads += made.reads()
         writes += made.writes(number(out), slots, _values(out) // slots)
         appends += made.appends(number(out))
+        offers += made.offers(number(out))
     x, at, stride, k = (
         number(receive.operands[0]),
         get(receive, "offset", 0),
@@ -167,7 +168,8 @@ def _contract(op: Any, number: Number) -> Facts:
         "reads": tuple(reads),
         "writes": tuple(writes),
         "appends": tuple(appends),
-        "records": bool(list(walk(emit, "tile.candidate"))),
+        "records": bool(offers),
+        "offers": tuple(offers),
     }
     if source == "rows":
         facts["own"] = (_own_keys(op, multiply, number),)
@@ -214,6 +216,10 @@ class _Segment:
         """Into the stage's channel, `size` values for each of a token's slots."""
         found = [get(o, "bases") for o in walk(self.op, "tile.publish")]
         return [self._places(out, [j * size + b for j in range(slots) for b in f]) for f in found]
+
+    def offers(self, out: int) -> list[Places]:
+        """Of the vocabulary, for the SM's record."""
+        return [self._places(out, get(o, "bases")) for o in walk(self.op, "tile.candidate")]
 
     def appends(self, out: int) -> list[OwnRow]:
         """Into states, with the places of the same values in the stage's channel."""

@@ -84,6 +84,7 @@ def problem_of(device: Any, target: Target) -> Problem:
         warps=get(device, "consumer_warps"),
         tokens=get(device, "tokens"),
         context=get(device, "context"),
+        vocabulary=get(device, "vocabulary"),
         index=index,
         sequences=get(device, "sequences"),
         page=get(device, "page"),

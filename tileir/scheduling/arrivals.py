@@ -85,6 +85,25 @@ def check_arrivals(problems: Sequence[Problem]) -> None:
                         _check_written(writers, problem, row, wanted, case)
 
 
+def check_offers(problems: Sequence[Problem]) -> None:
+    """The records that a choice awaits are of the whole vocabulary, each token in one. Raises ScheduleError."""
+    cover, writers = _Cover(problems), Writers(problems)
+    for problem in problems:
+        for chooser in (row for row in problem.rows if row.body.chooses):
+            names = dict.fromkeys(chooser.names[a] for a in chooser.body.chooses)
+            rows = [row for name in names for row in writers.into(problem, name)]
+            offers = [Writing(r, r.body.offers, cover.runs(r, r.body.offers)) for r in rows]
+            last = max((b for o in offers for _, b in o.runs), default=0)
+            _once(problems, cover, "the vocabulary", offers, last, "")
+            runs = _joined_runs(offers)
+            if len(runs) != 1 or runs[0][0] > 0 or last < problem.vocabulary:
+                raise fault(
+                    f"{chooser} chooses among tokens {_text(runs)} of a vocabulary of {problem.vocabulary}",
+                    "a record that every token is in",
+                    chooser,
+                )
+
+
 def _polled(problem: Problem, cover: "_Cover", row: Row) -> list[Wanted]:
     """What the row waits for, by channel."""
     body, names = row.body, row.names
@@ -104,8 +123,8 @@ def _wanted_experts(
     first, last = wanted.runs[0]
     if not wanted.slot * size <= first < last <= (wanted.slot + 1) * size:
         raise fault(
-            f"{row} takes slot {wanted.slot} from values {first} … {last - 1} of channel {wanted.name}, where {slots[0]} "
-            f"writes it at {wanted.slot * size} … {(wanted.slot + 1) * size - 1}",
+            f"{row} takes slot {wanted.slot} from values {first} … {last - 1} of channel {wanted.name}, where "
+            f"{slots[0]} writes it at {wanted.slot * size} … {(wanted.slot + 1) * size - 1}",
             "the same slots on both sides",
             row,
         )

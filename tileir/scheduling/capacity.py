@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 
 from tileir.scheduling.problem import RECORD_WORDS, Channel, Problem, Region, Writers, fault
@@ -73,12 +72,25 @@ def check_channels(problems: Sequence[Problem]) -> None:
                     f"{RECORD_WORDS * sms} words: a record from every SM",
                 )
         _check_local(problem)
-    for name in crossing:
-        copies = {replace(p.channels[name], name="") for p in problems if name in p.channels}
-        if len(copies) > 1:
+    _check_copies(problems, crossing)
+
+
+def _check_copies(problems: Sequence[Problem], crossing: set[str]) -> None:
+    """A channel that crosses GPUs is the same on all, at the same place: that is where others write."""
+    copies: dict[str, set[object]] = defaultdict(set)
+    for problem in problems:
+        places = {(r.memory, r.name): (r.first, r.last) for r in problem.regions}
+        for name in crossing & problem.channels.keys():
+            channel = problem.channels[name]
+            if channel.level == "peer":
+                facts = (channel.values, channel.payload, channel.protocol, channel.depth)
+                copies[name].add((*facts, places.get(("exchange", name))))
+    for name, found in copies.items():
+        if len(found) > 1:
             raise fault(
-                f"channel {name} crosses GPUs, which declare it differently: {copies}",
-                "one and the same channel on all GPUs",
+                f"channel {name} crosses GPUs, where its (values, payload, protocol, depth, place) are "
+                f"{' and '.join(sorted(map(str, found)))}",
+                "one and the same channel at one place on all GPUs",
             )
 
 

@@ -101,10 +101,10 @@ class Body:
     tasks: of a row; space: of the whole stage; of experts, both of one expert; of a state's rows, both tiles of
     positions. source: what a contract streams, "tape", "experts" or "rows". groups: equal parts of the space that meet
     x by themselves. slots: experts of a token. waits: what SMs poll; reads: what a task polls; writes: what a task
-    publishes into channel `out`. records: every SM leaves a record in `out`. chooses: channels whose records of every
-    SM are awaited, to make the "token" or the "draft". chosen: the body needs the token just chosen. choice: what the
-    body chooses and publishes. own: where channels have the step's own rows of what `fills` streams. released,
-    acquired: states that the body's fences cover. program: the consumers' operations, in order.
+    publishes into channel `out`. records: every SM leaves a record in `out`, of the best of `offers`. chooses: channels
+    whose records of every SM are awaited, to make the "token" or the "draft". chosen: the body needs the token just
+    chosen. choice: what the body chooses and publishes. own: where channels have the step's own rows of what `fills`
+    streams. released, acquired: states that the body's fences cover. program: the consumers' operations, in order.
     """
 
     name: str
@@ -122,6 +122,7 @@ class Body:
     fills: tuple[Stream, ...] = ()
     drains: tuple[Stream, ...] = ()
     records: bool = False
+    offers: tuple[Places, ...] = ()
     chooses: tuple[int, ...] = ()
     makes: str = "token"
     chosen: bool = False
@@ -244,6 +245,7 @@ class Problem:
     warps: int
     tokens: int
     context: int
+    vocabulary: int = 0
     index: int = 0
     sequences: int = 1
     page: int = 0

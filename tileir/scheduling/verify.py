@@ -8,7 +8,7 @@ own; here is who waits for whom.
 from collections.abc import Sequence
 from itertools import pairwise
 
-from tileir.scheduling.arrivals import check_arrivals
+from tileir.scheduling.arrivals import check_arrivals, check_offers
 from tileir.scheduling.assign import MAX_TILES_PER_SM
 from tileir.scheduling.capacity import check_capacity, check_channels
 from tileir.scheduling.choices import check_choices, check_same, exchange
@@ -39,6 +39,7 @@ def verify(*problems: Problem) -> None:
         check_rings(problem)
         edges.append(exchange(problem))
     check_same(problems, edges)
+    check_offers(problems)
     for problem, (edge, chooser) in zip(problems, edges, strict=True):
         check_reuse(problem, edge, chooser, Writers(problems))
         check_states(problem, edge, chooser)
