@@ -41,8 +41,7 @@ class SelectSyncPass(Pass):
         for op in walk(module, *STAGES):
             if name_of(op) != "tile.select" or get(op, "kind") != "argmax":
                 payload, level = _payload(op), "sm" if get(op, "kind") == "route" else "gpu"
-                depth = 2 if next(walk(op, "tile.candidate"), None) is not None else 1
-                put(op, payload=payload, protocol=_protocol(op, payload), depth=depth)
+                put(op, payload=payload, protocol=_protocol(op, payload), depth=_depth(op))
                 put(op, level=get(op, "level", level))
             stored = [
                 a.operands[len(a.operands) - 1] for a in walk(op, "tile.append", "tile.store")
@@ -64,6 +63,14 @@ def _payload(op: Any) -> str:
             hint=f"channels carry {', '.join(PAYLOADS)}",
         )
     return PAYLOADS[element]
+
+
+def _depth(op: Any) -> int:
+    """Copies by epoch: of what each SM's record does not order, enough to bridge the steps until another does."""
+    if next(walk(op, "tile.candidate"), None) is not None:
+        return 2
+    # Loaders read lists of positions too; one that finds nothing to stream may be up to two steps behind its consumers.
+    return 3 if get(op, "kind") == "top_k" else 1
 
 
 def _protocol(op: Any, payload: str) -> str:
