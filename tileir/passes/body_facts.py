@@ -349,7 +349,7 @@ def _select(op: Any, number: Number) -> Facts:
     return {
         "tasks": 1,
         "out": number(out),
-        "waits": (Whole(number(scores), 0, read),),
+        "waits": (Whole(number(scores), 0, _values(scores)),),
         "writes": (Places(number(out), 0, 1, 1, 0, 0, (0,), words),),
         "choice": Choice(kind, number(scores), k, among, read),
     }
