@@ -1,9 +1,10 @@
-"""One layer that has it all, built at tile level: latent attention over selected positions, experts, a draft."""
+"""Layers that have it all, built at tile level: latent attention over selected positions, experts, a draft."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from tileir.dialect.attributes import build, get, put, tensor, walk
+from tileir.dialect.attributes import build, put, tensor, walk
 from tileir.mlir import func, ir, new_context
 from tileir.passes.pipeline import run_pipeline
 from tileir.passes.verify_schedule import problem_of
@@ -11,18 +12,41 @@ from tileir.scheduling.problem import Problem
 from tileir.target import find_target
 
 PIPELINE = (
-    "builtin.module(specialize-warp{target=virtual},schedule-pipeline{target=virtual},"
-    "outline-stages{target=virtual},allocate-memory{target=virtual})"
+    "builtin.module(select-sync,specialize-warp{{target={target}}},schedule-pipeline{{target={target}}},"
+    "outline-stages{{target={target}}},allocate-memory{{target={target}}})"
 )
-HEADS, LATENT, ROPE, HIDDEN, CONTEXT, EXPERTS, CHOSEN, VOCABULARY = 4, 32, 16, 64, 64, 16, 2, 128
-SMS = 4
 Body = Callable[[Any, Any], None]
 
 
-class _Layer:
-    def __init__(self, tokens: int, sequences: int, page: int, devices: int) -> None:
+@dataclass(frozen=True)
+class Sizes:
+    """Of the model: `lora` values of the query's low rank, `index_heads` of `index_size` values, `top` positions."""
+
+    layers: int = 1
+    hidden: int = 64
+    heads: int = 4
+    nope: int = 16
+    rope: int = 16
+    latent: int = 32
+    lora: int = 32
+    inner: int = 32
+    experts: int = 16
+    chosen: int = 2
+    index_heads: int = 2
+    index_size: int = 16
+    top: int = 16
+    groups: int = 2
+    context: int = 64
+    vocabulary: int = 128
+
+
+class _Layers:
+    def __init__(
+        self, sizes: Sizes, target: str, tokens: int, sequences: int, page: int, devices: int
+    ) -> None:
+        self.n, self.sms = sizes, find_target(target).sms
         self.tokens, self.page, self.devices = tokens, page, list(range(devices))
-        self.rows = sequences * CONTEXT
+        self.positions = sequences * sizes.context
         self.f32 = ir.F32Type.get()
 
     # ---- parts
@@ -35,7 +59,7 @@ class _Layer:
         return build("tile.buffer", [], [kind], sym_name=name, kind="tensor").results[0]
 
     def state(self, name: str, size: int) -> Any:
-        kind = tensor([1, self.rows, size], "bf16", "state")
+        kind = tensor([1, self.positions, size], "bf16", "state")
         return build("tile.state", [], [kind], sym_name=name, page=self.page).results[0]
 
     def pair(self, name: str, values: Sequence[Any], *operands: Any, **facts: Any) -> list[Any]:
@@ -94,113 +118,151 @@ class _Layer:
     # ---- stages
 
     def step(self, token_type: Any) -> list[Any]:
-        several = len(self.devices) > 1
-        table, norm = self.buffer("embed", VOCABULARY, HIDDEN), self.buffer("norm", LATENT)
-        latents, keys = self.state("kv", LATENT + ROPE), self.state("keys", 16)
+        n = self.n
+        table, norm = self.buffer("embed", n.vocabulary, n.hidden), self.buffer("norm", n.latent)
+        bias = self.buffer("bias", n.experts)
         x = self.map(
-            self.channel(HIDDEN), HIDDEN // 2, lambda: self.one("tile.lookup", table, scale=1.0)
+            self.channel(n.hidden), n.hidden // 2, lambda: self.one("tile.lookup", table, scale=1.0)
         )
-        a = self.contract(x, self.channel(80), HIDDEN, lambda: (
-            self.segment(2, self.plain(0)),
-            self.segment(2, self.plain(32)),
-            self.segment(1, self.plain(64, state=latents, first=LATENT), step=8),
-        ), 5)  # fmt: skip
+        for layer in range(n.layers):
+            more = f"_{layer}" if layer else ""
+            states = (
+                self.state(f"kv{more}", n.latent + n.rope),
+                self.state(f"keys{more}", n.index_size),
+            )
+            x = self.experts(self.attention(x, norm, *states), bias)
+        return self.sampled(x, table, token_type, len(self.devices) > 1)
+
+    def attention(self, x: Any, norm: Any, latents: Any, keys: Any) -> Any:
+        n = self.n
+        begin, end = n.lora, n.lora + n.latent
+        a = self.contract(x, self.channel(end + n.rope), n.hidden, lambda: (
+            self.segment(n.lora // 16, self.plain(0)),
+            self.segment(n.latent // 16, self.plain(begin)),
+            self.segment(
+                n.rope // 16, self.plain(end, state=latents, first=n.latent, hi=n.rope // 2), step=8
+            ),
+        ), (end + n.rope) // 16)  # fmt: skip
 
         def latent() -> Any:
-            v = self.one("tile.load", a, offset=32, size=LATENT)
+            v = self.one("tile.load", a, offset=begin, size=n.latent)
             v = self.one("tile.rms_norm", v, norm, eps=1e-6, unit_offset=False)
             build("tile.store", [v, latents], offset=0)
             return v
 
-        own = self.map(self.channel(LATENT), 1, latent)
-        size = HEADS * 32
-        q = self.contract(a, self.channel(size), 32, lambda: (
-            self.segment(HEADS, self.plain(0), inner=1, outer=32),
-            self.segment(HEADS, self.plain(16), inner=1, outer=32, step=8),
-        ), 2 * HEADS)  # fmt: skip
+        own = self.map(self.channel(n.latent), 1, latent)
+        size = n.nope + n.rope
+        q = self.contract(a, self.channel(n.heads * size), n.lora, lambda: (
+            self.segment(n.heads * n.nope // 16, self.plain(0), inner=n.nope // 16, outer=size),
+            self.segment(
+                n.heads * n.rope // 16, self.plain(n.nope, hi=n.rope // 2), inner=n.rope // 16,
+                outer=size, step=8,
+            ),
+        ), n.heads * size // 16)  # fmt: skip
+        tiles = n.heads * n.latent // 16
         absorbed = self.contract(
-            q, self.channel(HEADS * LATENT), 16, lambda: self.segment(2 * HEADS, self.plain(0)),
-            2 * HEADS, groups=HEADS, x=[0, 32],
+            q, self.channel(n.heads * n.latent), n.nope,
+            lambda: self.segment(tiles, self.plain(0)), tiles, groups=n.heads, x=[0, size],
         )  # fmt: skip
         indices = self.indexer(a, x, keys)
         attended = self.attend(absorbed, q, own, a, latents, indices)
+        tiles = n.heads * n.nope // 16
         v = self.contract(
-            attended, self.channel(HEADS * 16), LATENT, lambda: self.segment(HEADS, self.plain(0)),
-            HEADS, groups=HEADS, x=[0, LATENT],
+            attended, self.channel(n.heads * n.nope), n.latent,
+            lambda: self.segment(tiles, self.plain(0)), tiles, groups=n.heads, x=[0, n.latent],
         )  # fmt: skip
-        o = self.added(v, x, HIDDEN)
-        y = self.experts(o)
-        return self.sampled(y, table, token_type, several)
+        return self.added(v, x, n.heads * n.nope)
 
     def added(self, x: Any, residual: Any, k: int, **facts: Any) -> Any:
         def body(lo: Any, hi: Any) -> None:
             values = self.pair("tile.residual", [lo, hi], residual, bases=[0, 8])
             build("tile.publish", values, bases=[0, 8])
 
-        tiles = HIDDEN // 16
+        tiles = self.n.hidden // 16
         return self.contract(
-            x, self.channel(HIDDEN), k, lambda: self.segment(tiles, body), tiles, **facts
+            x, self.channel(self.n.hidden), k, lambda: self.segment(tiles, body), tiles, **facts
         )
 
     def indexer(self, a: Any, x: Any, keys: Any) -> Any:
-        queries = self.contract(a, self.channel(32), 32, lambda: self.segment(2, self.plain(0)), 2)
-        own = self.contract(x, self.channel(32), HIDDEN, lambda: (
-            self.segment(1, self.plain(0, state=keys)), self.segment(1, self.plain(16))
-        ), 2)  # fmt: skip
+        n, size = self.n, self.n.index_heads * self.n.index_size
+        queries = self.contract(
+            a,
+            self.channel(size),
+            n.lora,
+            lambda: self.segment(size // 16, self.plain(0)),
+            size // 16,
+        )
+        weights = -(-n.index_heads // 16)
+        own = self.contract(x, self.channel(n.index_size + 16 * weights), n.hidden, lambda: (
+            self.segment(n.index_size // 16, self.plain(0, state=keys)),
+            self.segment(weights, self.plain(n.index_size)),
+        ), n.index_size // 16 + weights)  # fmt: skip
 
         def body(lo: Any, hi: Any) -> None:
-            values = self.pair("tile.relu_sum", [lo, hi], own, scale=0.25, offset=16)
+            values = self.pair("tile.relu_sum", [lo, hi], own, scale=0.25, offset=n.index_size)
             build("tile.publish", values, bases=[0, 8])
 
-        tiles = CONTEXT // 16
+        tiles = n.context // 16
         scores = self.contract(
-            queries, self.channel(CONTEXT, element="f32"), 16, lambda: self.segment(tiles, body),
-            tiles, lambda: build("tile.rows", [keys, own], offset=0), groups=2, x=[0, 16],
-            splits=2, weights=[],
+            queries, self.channel(n.context, element="f32"), n.index_size, lambda: self.segment(tiles, body),
+            tiles, lambda: build("tile.rows", [keys, own], offset=0), groups=n.index_heads,
+            x=[0, n.index_size], splits=2, weights=[],
         )  # fmt: skip
-        kind = self.channel(16, element="i32")
-        facts = {"kind": "top_k", "k": 16, "devices": self.devices}
+        kind = self.channel(n.top, element="i32")
+        facts = {"kind": "top_k", "k": n.top, "devices": self.devices}
         return build("tile.select", [scores], [kind], **facts).results[0]
 
     def attend(self, absorbed: Any, q: Any, own: Any, a: Any, latents: Any, indices: Any) -> Any:
-        several = len(self.devices) > 1
-        splits, groups = 2, 2
-        shared: dict[str, Any] = {"share": "rows", "parts": [0, 1, 2]} if several else {}
+        n, splits, several = self.n, 2, len(self.devices) > 1
+        shared: dict[str, Any] = (
+            {"share": "rows", "parts": self.ranges(n.groups)} if several else {}
+        )
         partial = build(
-            "tile.attend", [latents], [self.channel(HEADS, splits, LATENT + 2, element="f32")], 1,
-            heads=HEADS, kv_heads=1, groups=groups, head_size=LATENT + ROPE, value_size=LATENT,
+            "tile.attend", [latents], [self.channel(n.heads, splits, n.latent + 2, element="f32")], 1,
+            heads=n.heads, kv_heads=1, groups=n.groups, head_size=n.latent + n.rope, value_size=n.latent,
             scale=0.1, window=0, softcap=0.0, splits=splits, devices=self.devices, **shared,
         )  # fmt: skip
         with ir.InsertionPoint(partial.regions[0].blocks.append()):
-            build("tile.query", [absorbed], offset=0, stride=LATENT, size=LATENT)
-            build("tile.query", [q], offset=16, stride=32, size=ROPE)
-            build("tile.key", [own], offset=0, stride=LATENT, size=LATENT)
-            build("tile.key", [a], offset=64, stride=ROPE, size=ROPE)
+            build("tile.query", [absorbed], offset=0, stride=n.latent, size=n.latent)
+            build("tile.query", [q], offset=n.nope, stride=n.nope + n.rope, size=n.rope)
+            build("tile.key", [own], offset=0, stride=n.latent, size=n.latent)
+            build("tile.key", [a], offset=n.lora + n.latent, stride=n.rope, size=n.rope)
             build("tile.gather", [indices])
             build("tile.yield")
         if several:
-            shared = {"share": "rows", "parts": [0, 2, 4], "level": "peer"}
-        kind = self.channel(HEADS * LATENT)
-        return self.map(kind, HEADS, lambda: self.one("tile.combine", partial.results[0]), **shared)
+            shared = {"share": "rows", "parts": self.ranges(n.heads), "level": "peer"}
+        kind = self.channel(n.heads * n.latent)
+        return self.map(
+            kind, n.heads, lambda: self.one("tile.combine", partial.results[0]), **shared
+        )
 
-    def experts(self, o: Any) -> Any:
-        several = len(self.devices) > 1
-        bias = self.buffer("bias", EXPERTS)
+    def ranges(self, count: int) -> list[int]:
+        """Bounds of the GPUs' shares; the last one's is the largest."""
+        return [count * i // len(self.devices) for i in self.devices] + [count]
+
+    def experts(self, o: Any, bias: Any) -> Any:
+        n, several = self.n, len(self.devices) > 1
 
         def score(lo: Any, hi: Any) -> None:
             values = self.pair("tile.sigmoid", [lo, hi])
             keys = self.pair("tile.bias", values, bias, bases=[0, 8])
-            build("tile.publish", keys, bases=[EXPERTS, EXPERTS + 8])
+            build("tile.publish", keys, bases=[n.experts, n.experts + 8])
             build("tile.publish", values, bases=[0, 8])
 
-        tiles = EXPERTS // 16
+        tiles = n.experts // 16
         scores = self.contract(
-            o, self.channel(2 * EXPERTS, element="f32"), HIDDEN,
+            o, self.channel(2 * n.experts, element="f32"), n.hidden,
             lambda: self.segment(tiles, score), tiles,
         )  # fmt: skip
-        facts = {"k": CHOSEN, "experts": EXPERTS, "groups": 1, "top_groups": 1, "normalize": True}
+        facts = {
+            "k": n.chosen,
+            "experts": n.experts,
+            "groups": 1,
+            "top_groups": 1,
+            "normalize": True,
+        }
         facts |= {"scale": 1.0, "fill": 0.0, "score": "sigmoid", "kind": "route"}
-        kind = self.channel(CHOSEN, 2, element="i32")
+        kind = self.channel(n.chosen, 2, element="i32")
         routing = build("tile.select", [scores], [kind], devices=self.devices, **facts).results[0]
 
         def gated(lo: Any, hi: Any) -> None:
@@ -211,22 +273,26 @@ class _Layer:
             values = self.pair("tile.weigh", [lo, hi], routing)
             build("tile.publish", values, bases=[0, 8])
 
-        shared: dict[str, Any] = {"share": "rows", "parts": [0, 6, EXPERTS]} if several else {}
+        parts = [max(0, bound - 2) for bound in self.ranges(n.experts)[:-1]] + [n.experts]
+        shared: dict[str, Any] = {"share": "rows", "parts": parts} if several else {}
         chosen = lambda: build("tile.experts", [routing])  # noqa: E731
         inner = self.contract(
-            o, self.channel(CHOSEN * 32), HIDDEN, lambda: self.segment(4, gated, step=8, hi=0), 4,
-            chosen, groups=CHOSEN, **shared,
+            o, self.channel(n.chosen * n.inner), n.hidden,
+            lambda: self.segment(n.inner // 8, gated, step=8, hi=0), n.inner // 8, chosen,
+            groups=n.chosen, **shared,
         )  # fmt: skip
         if several:
             shared["level"] = "peer"
         outer = self.contract(
-            inner, self.channel(CHOSEN, HIDDEN, element="f32"), 32, lambda: self.segment(4, weighed), 4,
-            chosen, groups=CHOSEN, x=[0, 32], **shared,
+            inner, self.channel(n.chosen, n.hidden, element="f32"), n.inner,
+            lambda: self.segment(n.hidden // 16, weighed), n.hidden // 16, chosen, groups=n.chosen,
+            x=[0, n.inner], **shared,
         )  # fmt: skip
         common = self.contract(
-            o, self.channel(32), HIDDEN, lambda: self.segment(4, gated, step=8, hi=0), 4
-        )
-        more = self.partial(common) if several else self.added(common, o, 32)
+            o, self.channel(n.inner), n.hidden,
+            lambda: self.segment(n.inner // 8, gated, step=8, hi=0), n.inner // 8,
+        )  # fmt: skip
+        more = self.partial(common) if several else self.added(common, o, n.inner)
 
         def total() -> Any:
             value = self.one("tile.sum", outer, size=2)
@@ -235,25 +301,26 @@ class _Layer:
             value = self.one("tile.plus", value, self.one("tile.sum", more, size=2))
             return self.one("tile.plus", value, self.one("tile.load", o, offset=0, size=2))
 
-        return self.map(self.channel(HIDDEN), HIDDEN // 2, total)
+        return self.map(self.channel(n.hidden), n.hidden // 2, total)
 
     def partial(self, x: Any) -> Any:
         """A linear over ranges of K, as partial sums."""
-        count = len(self.devices)
-        view = [0, HIDDEN, 32, 32, 1]
-        parts = [32 * i // count for i in range(count + 1)]
+        n = self.n
+        view = [0, n.hidden, n.inner, n.inner, 1]
         return self.contract(
-            x, self.channel(count, HIDDEN, element="f32"), 32,
-            lambda: self.segment(HIDDEN // 16, self.plain(0)), HIDDEN // 16,
-            share="sum", parts=parts, views=[view, view], level="peer",
+            x, self.channel(len(self.devices), n.hidden, element="f32"), n.inner,
+            lambda: self.segment(n.hidden // 16, self.plain(0)), n.hidden // 16, share="sum",
+            parts=self.ranges(n.inner), views=[view, view], level="peer",
         )  # fmt: skip
 
     def sampled(self, y: Any, table: Any, token_type: Any, several: bool) -> list[Any]:
         """The token, and a draft from the chosen token's embedding."""
-        tiles, records = VOCABULARY // 16, SMS * len(self.devices)
+        n = self.n
+        tiles, records = n.vocabulary // 16, self.sms * len(self.devices)
         shared: dict[str, Any] = {}
         if several:
-            shared = {"share": "rows", "parts": [[0, 3, tiles]], "level": "peer"}
+            parts = [max(0, bound - 1) for bound in self.ranges(tiles)[:-1]] + [tiles]
+            shared = {"share": "rows", "parts": [parts], "level": "peer"}
 
         def candidate(lo: Any, hi: Any) -> None:
             build("tile.logits", [lo, hi], bases=[0, 8])
@@ -261,7 +328,7 @@ class _Layer:
 
         def choose(x: Any) -> Any:
             made = self.contract(
-                x, self.channel(records, 2, element="i32"), HIDDEN,
+                x, self.channel(records, 2, element="i32"), n.hidden,
                 lambda: self.segment(tiles, candidate), tiles, **shared,
             )  # fmt: skip
             facts = {"kind": "argmax", "devices": self.devices}
@@ -269,13 +336,20 @@ class _Layer:
 
         token = choose(y)
         next_x = self.map(
-            self.channel(HIDDEN), HIDDEN // 2,
+            self.channel(n.hidden), n.hidden // 2,
             lambda: self.one("tile.lookup", table, scale=1.0, of="choice"),
         )  # fmt: skip
-        return [token, choose(self.added(next_x, y, HIDDEN))]
+        return [token, choose(self.added(next_x, y, n.hidden))]
 
 
-def hard_text(tokens: int = 2, sequences: int = 1, page: int = 0, devices: int = 1) -> str:
+def hard_text(
+    tokens: int = 2,
+    sequences: int = 1,
+    page: int = 0,
+    devices: int = 1,
+    sizes: Sizes = Sizes(),
+    target: str = "virtual",
+) -> str:
     """The engine module."""
     context = new_context()
     with context, ir.Location.unknown():
@@ -284,16 +358,14 @@ def hard_text(tokens: int = 2, sequences: int = 1, page: int = 0, devices: int =
             kind = tensor([None], "i32")
             block = func.FuncOp("step", ([kind, kind], [kind, kind])).add_entry_block()
             with ir.InsertionPoint(block):
-                func.ReturnOp(_Layer(tokens, sequences, page, devices).step(kind))
-        facts = {"level": "tile", "context": CONTEXT, "vocabulary": VOCABULARY, "target": "virtual"}
-        facts |= {"tokens": tokens, "sequences": sequences, "page": page}
+                layers = _Layers(sizes, target, tokens, sequences, page, devices)
+                func.ReturnOp(layers.step(kind))
+        facts = {"level": "tile", "context": sizes.context, "vocabulary": sizes.vocabulary}
+        facts |= {"target": target, "tokens": tokens, "sequences": sequences, "page": page}
         put(module.operation, **{f"tileir.{n}": v for n, v in facts.items()})
-        run_pipeline(module, "select-sync")
-        for op in walk(module, "tile.select"):
-            if get(op, "kind") == "top_k":
-                # Its loaders may have nothing to gather, and then fall behind by two steps.
-                put(op, depth=3)
-        run_pipeline(module, PIPELINE)
+        if target != "virtual":
+            run_pipeline(module, f"specialize-block{{target={target}}}")
+        run_pipeline(module, PIPELINE.format(target=target))
         return str(module)
 
 

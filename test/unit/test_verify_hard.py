@@ -1,13 +1,14 @@
 """Experts, latents, selected positions, drafts, pages and several GPUs: seeded defects, and no false alarm."""
 
 import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from test.hard_schedules import hard_text, parse_all
+from test.hard_schedules import Sizes, hard_text, parse_all
 from test.unit.test_verify import change, channel, move
 from test.unit.test_verify_schedule import sub
 from tileir.scheduling.problem import Body, Problem, Row, ScheduleError
@@ -37,6 +38,19 @@ def good(text: str) -> list[Problem]:
 )
 def test_no_false_alarm(facts: dict[str, int]) -> None:
     verify(*parse_all(hard_text(**facts)))
+
+
+def test_full_size() -> None:
+    """61 layers of the sizes of DeepSeek-V3, with an indexer, on an H100: in seconds."""
+    sizes = Sizes(
+        layers=61, hidden=7168, heads=128, nope=128, rope=64, latent=512, lora=1536, inner=2048, experts=256,
+        chosen=8, index_heads=64, index_size=128, top=2048, groups=32, context=4096, vocabulary=129280,
+    )  # fmt: skip
+    problems = parse_all(hard_text(1, sizes=sizes, target="h100"), "h100")
+    begin = time.perf_counter()
+    verify(*problems)
+    assert time.perf_counter() - begin < 10
+    assert len(problems[0].rows) > 1000
 
 
 def on(device: int, defect: Callable[[str], str]) -> Callable[[str], str]:

@@ -79,9 +79,9 @@ def check_arrivals(problems: Sequence[Problem]) -> None:
     for problem in problems:
         for row in problem.rows:
             for wanted in _polled(problem, cover, row):
-                first, behind = _wanted_experts(problem, writers, row, wanted)
+                low, high = _wanted_experts(problem, writers, row, wanted)
                 for case in cases.get((problem.index, wanted.name), [Case(0, ALL, [])]):
-                    if case.first < behind and first < case.behind:
+                    if case.first < high and low < case.behind:
                         _check_written(writers, problem, row, wanted, case)
 
 

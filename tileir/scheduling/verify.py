@@ -40,8 +40,9 @@ def verify(*problems: Problem) -> None:
         edges.append(exchange(problem))
     check_same(problems, edges)
     check_offers(problems)
+    writers = Writers(problems)
     for problem, (edge, chooser) in zip(problems, edges, strict=True):
-        check_reuse(problem, edge, chooser, Writers(problems))
+        check_reuse(problem, edge, chooser, writers)
         check_states(problem, edge, chooser)
 
 
