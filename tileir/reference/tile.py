@@ -20,6 +20,7 @@ from tileir.reference.arithmetic import (
     split_of,
     split_range,
 )
+from tileir.reference.routing import choose_experts, choose_top_k
 
 STAGES = ("tile.contract", "tile.attend", "tile.map", "tile.select")
 
@@ -120,8 +121,6 @@ class TileExecutor:
     def _select(self, op: Any, _number: int) -> Array:
         scores, kind = self._values[op.operands[0]], get(op, "kind")
         if kind != "argmax":
-            from tileir.reference.routing import choose_experts, choose_top_k
-
             if kind == "route":
                 return choose_experts(scores, op)
             return choose_top_k(scores, self.positions, get(op, "k"))
