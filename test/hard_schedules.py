@@ -126,11 +126,10 @@ class _Layers:
         )
         for layer in range(n.layers):
             more = f"_{layer}" if layer else ""
-            states = (
-                self.state(f"kv{more}", n.latent + n.rope),
-                self.state(f"keys{more}", n.index_size),
-            )
-            x = self.experts(self.attention(x, norm, *states), bias)
+            latents = self.state(f"kv{more}", n.latent + n.rope)
+            # Every second layer takes the positions of the one before.
+            keys = self.state(f"keys{more}", n.index_size) if layer % 2 == 0 else None
+            x = self.experts(self.attention(x, norm, latents, keys), bias)
         return self.sampled(x, table, token_type, len(self.devices) > 1)
 
     def attention(self, x: Any, norm: Any, latents: Any, keys: Any) -> Any:
@@ -164,8 +163,9 @@ class _Layers:
             q, self.channel(n.heads * n.latent), n.nope,
             lambda: self.segment(tiles, self.plain(0)), tiles, groups=n.heads, x=[0, size],
         )  # fmt: skip
-        indices = self.indexer(a, x, keys)
-        attended = self.attend(absorbed, q, own, a, latents, indices)
+        if keys is not None:
+            self.indices = self.indexer(a, x, keys)
+        attended = self.attend(absorbed, q, own, a, latents, self.indices)
         tiles = n.heads * n.nope // 16
         v = self.contract(
             attended, self.channel(n.heads * n.nope), n.latent,

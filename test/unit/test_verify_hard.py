@@ -33,10 +33,11 @@ def good(text: str) -> list[Problem]:
         {"tokens": 1},
         {"tokens": 5, "sequences": 3, "page": 64},
         {"tokens": 2, "devices": 2},
+        {"tokens": 2, "devices": 3, "sizes": Sizes(layers=3, groups=4)},
         FACTS,
     ],
 )
-def test_no_false_alarm(facts: dict[str, int]) -> None:
+def test_no_false_alarm(facts: dict[str, Any]) -> None:
     verify(*parse_all(hard_text(**facts)))
 
 
