@@ -8,16 +8,16 @@ func.func @linear(%x: tensor<?x32xbf16>, %w: tensor<8x16xbf16>) {
 
 // -----
 
-func.func @norm(%x: tensor<?x32xbf16>, %w: tensor<16xbf16>) {
-  // expected-error @below {{weight of [16] for rows of 32}}
-  %y = "graph.rms_norm"(%x, %w) {eps = 1.0e-5 : f64, unit_offset = false} : (tensor<?x32xbf16>, tensor<16xbf16>) -> tensor<?x32xbf16>
+func.func @norm(%x: tensor<?x32xbf16>, %w: tensor<24xbf16>) {
+  // expected-error @below {{weight of [24] for rows of 32}}
+  %y = "graph.rms_norm"(%x, %w) {eps = 1.0e-5 : f64, unit_offset = false} : (tensor<?x32xbf16>, tensor<24xbf16>) -> tensor<?x32xbf16>
   return
 }
 
 // -----
 
 func.func @rope(%x: tensor<?x32xbf16>, %p: tensor<?xi32>, %f: tensor<8xf32>) {
-  // expected-error @below {{style is half or interleaved}}
+  // expected-error @below {{style is half, interleaved or split}}
   %y = "graph.rope"(%x, %p, %f) {head_size = 16 : i64, scale = 1.0 : f64, style = "whole"} : (tensor<?x32xbf16>, tensor<?xi32>, tensor<8xf32>) -> tensor<?x32xbf16>
   return
 }
