@@ -135,6 +135,8 @@ class _Outliner:
         self.bodies: dict[str, str] = {}
         self.rows: list[tuple[Any, dict[str, Any]]] = []
         self.taken, self.numbers = set(names.values()), dict[str, int]()
+        self.scratch: Any = None
+        self.last: Any = None
 
     def outline(self, function: Any, stages: list[Any]) -> None:
         """Declarations of what this GPU's rows use, bodies, rows."""
@@ -147,6 +149,8 @@ class _Outliner:
                 parts.append((number, op, part))
         used = {v for _, op, part in parts for v in (*_operands(part), op.operation.results[0])}
         self._declare(function, stages, used)
+        # Bodies are built by themselves: printing one numbers everything around it.
+        self.scratch = ir.Module.create()
         for number, op, part in parts:
             with op.operation.location:
                 self._stage(number, op, part, makes.get(op.operation.results[0]))
@@ -174,12 +178,13 @@ class _Outliner:
             declared.add(name)
             if "sym_name" in facts and get(value.owner, "sym_name") != name:
                 facts["tensor"] = facts["sym_name"]
-            build(op, [], [value.type], **(facts | {"sym_name": name}))
+            self.last = build(op, [], [value.type], **(facts | {"sym_name": name}))
 
     def _stage(self, number: int, op: Any, part: Any, makes: str | None) -> None:
         """The body of a stage, if no other has it, and the stage's row. part: what of the stage this GPU does."""
         kind, stem, values = name_of(op).removeprefix("tile."), _stem(op), _operands(part, op)
-        body = build("engine.body", regions=1, sym_name="", kind=kind)
+        with ir.InsertionPoint(self.scratch.body):
+            body = build("engine.body", regions=1, sym_name="", kind=kind)
         block = body.regions[0].blocks.append(*[v.type for v in values])
         with ir.InsertionPoint(block):
             arguments = dict(zip(values, block.arguments, strict=True))
@@ -199,6 +204,8 @@ class _Outliner:
         else:
             self.bodies[text] = fresh(stem, self.taken, self.numbers)
             put(body, sym_name=self.bodies[text])
+            body.move_after(self.last)
+            self.last = body
         facts = {n: decided(op, n, "schedule-pipeline") for n in ("phase", "rotation")}
         facts |= {"tile_base": get(part, "tile_base", 0), "weights": get(part, "weights", [])}
         if get(part, "views"):

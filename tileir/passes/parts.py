@@ -59,21 +59,37 @@ def _rows(part: Any, parts: Any, place: int) -> bool:
 
 
 def _tiles(part: Any, parts: list[list[int]], place: int) -> bool:
-    """Cut a contract's segments to a GPU's tiles of each, inside the range that the contract covers."""
-    low, at, left = get(part, "tile_base"), 0, 0
-    high = low + get(part, "tiles")
+    """Cut a contract's segments to a GPU's tiles of each; of these, to the slice [number, slices] that it is."""
     segments = list(walk(part, "tile.segment"))
-    for segment, bounds in zip(segments, parts, strict=True):
-        tiles = get(segment, "tiles")
-        first, behind = max(bounds[place], low - at), min(bounds[place + 1], high - at)
-        at += tiles
-        if behind <= first:
+    held = [(bounds[place], bounds[place + 1]) for bounds in parts]
+    total = sum(behind - first for first, behind in held)
+    number, slices = get(part, "slice", [0, 1])
+    low, high, at, left = number * total // slices, (number + 1) * total // slices, 0, 0
+    if "slice" in part.attributes:
+        del part.attributes["slice"]
+    _groups(part, held)
+    for segment, (first, behind) in zip(segments, held, strict=True):
+        begin, end = first + max(0, low - at), first + min(behind - first, high - at)
+        at += behind - first
+        if end <= begin:
             segment.operation.erase()
             continue
-        _cut(segment, first, behind)
-        left += behind - first
+        _cut(segment, begin, end)
+        left += end - begin
     put(part, tile_base=0, tiles=left)
     return left > 0
+
+
+def _groups(part: Any, held: list[tuple[int, int]]) -> None:
+    """Of a contract of groups, those that the tiles belong to, and where they begin in x."""
+    groups = get(part, "groups")
+    if groups == 1:
+        return
+    ((first, behind),) = held
+    each = sum(get(o, "tiles") for o in walk(part, "tile.segment")) // groups
+    assert first % each == behind % each == 0, "a cut within a group"
+    offset, stride = get(part, "x")
+    put(part, groups=max(1, (behind - first) // each), x=[offset + first // each * stride, stride])
 
 
 def _cut(segment: Any, first: int, behind: int) -> None:

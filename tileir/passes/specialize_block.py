@@ -81,13 +81,17 @@ def _split_tiles(op: Any, target: Target, context: int, devices: int) -> None:
     if candidates:
         records = [shape_of(whole)[0], devices * target.sms, 2]
         whole.set_type(tensor(records, "i32", "channel"))
-    (_, first), *rest = ranges(get(op, "tiles"), target.sms)
-    base, read_by = get(op, "tile_base"), readers(whole)
-    put(op, tiles=first)
+    read_by = readers(whole)
     made = [op]
-    for start, count in rest:
-        made.append(_range(made[-1], base + start, count, candidates))
-    if not rest:
+    if get(op, "share", "all") == "rows":
+        _slices(made, target, candidates)
+    else:
+        (_, first), *rest = ranges(get(op, "tiles"), target.sms)
+        base = get(op, "tile_base")
+        put(op, tiles=first)
+        for start, count in rest:
+            made.append(_range(made[-1], candidates, tile_base=base + start, tiles=count))
+    if len(made) == 1:
         return
     for reader in read_by:
         if candidates:
@@ -96,11 +100,23 @@ def _split_tiles(op: Any, target: Target, context: int, devices: int) -> None:
             reader.replace_uses_of_with(whole, made[-1].results[0])
 
 
-def _range(before: Any, first: int, count: int, candidates: bool) -> Any:
+def _slices(made: list[Any], target: Target, candidates: bool) -> None:
+    """Ranges of what each GPU has, the same number on all."""
+    parts = get(made[0], "parts")
+    devices = range(len(parts[0]) - 1)
+    most = max(sum(bounds[d + 1] - bounds[d] for bounds in parts) for d in devices)
+    count = len(ranges(most, target.sms))
+    for number in range(1, count):
+        made.append(_range(made[-1], candidates, slice=[number, count]))
+    if count > 1:
+        put(made[0], slice=[0, count])
+
+
+def _range(before: Any, candidates: bool, **changes: Any) -> Any:
     """The contract's next range, behind the one before it."""
     x, channel = before.operands[0], before.results[0]
     copy = before.operation.clone()
-    facts = dict(before.operation.attributes.items()) | {"tile_base": first, "tiles": count}
+    facts = dict(before.operation.attributes.items()) | changes
     operands = [x] if candidates else [x, channel]
     with ir.InsertionPoint(before), before.location:
         made = build("tile.contract", operands, [channel.type], 2, **facts)
