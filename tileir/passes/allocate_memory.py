@@ -48,10 +48,13 @@ class AllocateMemoryPass(Pass):
     def run(self, module: Any) -> None:
         """Put the attributes. Raises TileirError, with the bytes, if shared memory is too small."""
         target = find_target(self.target)
-        for device in walk(module, "engine.device"):
+        devices = list(walk(module, "engine.device"))
+        shared = _place_peers(devices)
+        for device in devices:
+            own = [op for op in _channels(device) if get(op, "level") != "peer"]
             put(
                 device,
-                exchange_bytes=_place(_channels(device), _channel_bytes),
+                exchange_bytes=_place(own, _channel_bytes, shared),
                 constant_bytes=_place(walk(device, "engine.buffer"), _tensor_bytes),
                 state_bytes=_place(walk(device, "engine.state"), _tensor_bytes),
             )
@@ -70,9 +73,20 @@ def _up(size: int, unit: int) -> int:
 # ---- global memory
 
 
-def _place(ops: Iterable[Any], size: Callable[[Any], int]) -> int:
-    """One after the other; returns the bytes of all."""
-    at = 0
+def _place_peers(devices: list[Any]) -> int:
+    """Channels that cross GPUs come first, at one place on all; returns the bytes of all."""
+    places: dict[str, int] = {}
+    end = 0
+    for op in (o for device in devices for o in _channels(device) if get(o, "level") == "peer"):
+        name = get(op, "sym_name")
+        if name not in places:
+            places[name], end = end, _place([op], _channel_bytes, end)
+        put(op, offset=places[name])
+    return end
+
+
+def _place(ops: Iterable[Any], size: Callable[[Any], int], at: int = 0) -> int:
+    """One after the other from `at` on; returns where they end."""
     for op in ops:
         put(op, offset=at)
         at += _up(size(op), ALIGNMENT)
