@@ -30,9 +30,128 @@ def tiny_llama(**changes: Any) -> Any:
     return model
 
 
-def arrays(model: Any) -> dict[str, np.ndarray]:
-    """A model's state as NumPy arrays."""
-    return {name: value.float().numpy() for name, value in model.state_dict().items()}
+_HARD = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "max_position_embeddings": 256,
+    "num_attention_heads": 4,
+    "pad_token_id": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_LATENT = _HARD | {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "routed_scaling_factor": 2.5,
+    "norm_topk_prob": True,
+    "num_hidden_layers": 3,
+}
+_SPARSE = _LATENT | {
+    "n_group": 1,
+    "topk_group": 1,
+    "index_topk": 8,
+    "index_head_dim": 32,
+    "index_n_heads": 16,
+    "mlp_layer_types": ["dense", "sparse", "sparse"],
+}
+
+
+def tiny_moe(**changes: Any) -> Any:
+    """A Qwen3-MoE of two layers: norms over heads, 2 of 8 experts by softmax, fp32."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    facts = _HARD | {
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
+    }
+    torch.manual_seed(0)
+    return spread(Qwen3MoeForCausalLM(Qwen3MoeConfig(**(facts | changes))))
+
+
+def tiny_mla(**changes: Any) -> Any:
+    """A DeepSeek-V3 of three layers: latents, yarn, 2 of 8 experts of the better of 2 groups, one shared; fp32."""
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    yarn = {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 0.5,
+    }
+    yarn |= {"beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 64}
+    facts = _LATENT | {
+        "n_group": 2,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "rope_parameters": yarn,
+    }
+    torch.manual_seed(0)
+    return spread(DeepseekV3ForCausalLM(DeepseekV3Config(**(facts | changes))))
+
+
+def tiny_dsa(**changes: Any) -> Any:
+    """A GLM-5 of three layers: latents, 8 positions by an indexer, which the last layer takes from the second; fp32."""
+    from transformers import GlmMoeDsaConfig, GlmMoeDsaForCausalLM
+
+    facts = _SPARSE | {"indexer_types": ["full", "full", "shared"]}
+    torch.manual_seed(0)
+    return spread(GlmMoeDsaForCausalLM(GlmMoeDsaConfig(**(facts | changes))))
+
+
+def tiny_v32(**changes: Any) -> Any:
+    """A DeepSeek-V3.2 of three layers: as tiny_dsa, with an indexer each and its other rotation; fp32."""
+    from transformers import DeepseekV32Config, DeepseekV32ForCausalLM
+
+    facts = _SPARSE | {"n_group": 2}
+    torch.manual_seed(0)
+    return spread(DeepseekV32ForCausalLM(DeepseekV32Config(**(facts | changes))))
+
+
+def tiny_mtp() -> tuple[Any, Any]:
+    """tiny_mla and a layer that drafts."""
+    from transformers.modeling_layers import MtpModel
+
+    model = tiny_mla(num_mtp_layers=1)
+    torch.manual_seed(1)
+    draft = MtpModel(model, 1).eval()
+    spread(draft.layers)
+    return model, draft
+
+
+def spread(model: Any) -> Any:
+    """The model in eval mode with random weights, norms and router biases far from each other."""
+    for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
+        parameter.requires_grad_(False)
+        noise = torch.randn_like(parameter)
+        if "e_score" in name:
+            parameter.copy_(0.1 * noise)
+        elif isinstance(parameter, nn.Parameter):
+            parameter.copy_(noise * 0.15 if parameter.ndim > 1 else 1 + 0.1 * noise)
+    return model.eval()
+
+
+def arrays(model: Any, draft: Any = None) -> dict[str, np.ndarray]:
+    """A model's state as NumPy arrays; a draft model's layers behind it, their names beginning with "mtp."."""
+    state = dict(model.state_dict())
+    if draft is not None:
+        state |= {f"mtp.{n}": v for n, v in draft.state_dict().items() if n.startswith("layers.")}
+    return {name: value.float().numpy() for name, value in state.items()}
 
 
 class OwnModel(nn.Module):

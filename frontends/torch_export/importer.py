@@ -1,5 +1,6 @@
 """ExportedProgram → graph dialect."""
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -9,30 +10,25 @@ from torch.fx import Node
 
 from tileir.dialect.attributes import build, put, shape_of, tensor
 from tileir.errors import TileirError
-from tileir.frontends.torch_export.nodes import (
-    Constants,
-    behind,
-    module_path,
-    op_name,
-    refuse,
-    shape,
+from tileir.frontends.torch_export.experts import (
+    Router,
+    match_experts,
+    match_router,
+    match_weighted_sum,
 )
-from tileir.frontends.torch_export.patterns import match_glu, match_mask, match_norm, match_rope
+from tileir.frontends.torch_export.latents import Latents, match_indexer, match_latents
+from tileir.frontends.torch_export.nodes import behind, module_path, op_name, refuse, shape
+from tileir.frontends.torch_export.patterns import (
+    Mask,
+    Rope,
+    match_glu,
+    match_mask,
+    match_norm,
+    match_rope,
+)
+from tileir.frontends.torch_export.selections import root, selected
+from tileir.frontends.torch_export.values import Source, Values, drop_unread
 from tileir.mlir import func, ir
-
-SUPPORTED = (
-    "embedding, linear, rms_norm, rotary embedding by halves, index_copy KV caches, "
-    "scaled_dot_product_attention with a position mask, silu and gelu(tanh) gated units, residual add"
-)
-_DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "bf16"}
-_EARLY = {
-    "addmm": "export without core-ATen decompositions: run_decompositions({})",
-    "mm": "export without core-ATen decompositions: run_decompositions({})",
-    "cond": "data-dependent control flow cannot be compiled: make the step straight-line",
-    "while_loop": "data-dependent control flow cannot be compiled: make the step straight-line",
-    "native_dropout": "the graph was exported in training mode: call model.eval()",
-    "dropout": "the graph was exported in training mode: call model.eval()",
-}
 
 
 def import_program(program: ExportedProgram, context: Any) -> Any:
@@ -45,24 +41,24 @@ def import_program(program: ExportedProgram, context: Any) -> Any:
         return _Importer(program).run()
 
 
-class _Importer:
+class _Importer(Values):
     """Walks the nodes in order; `values` holds what has become SSA, the rest waits to be part of a pattern."""
 
     def __init__(self, program: ExportedProgram) -> None:
-        self.program, self.constants = program, Constants(program)
-        self.values: dict[Node, Any] = {}
-        self.declared: dict[Any, Any] = {}
+        super().__init__(program)
+        self.ropes: dict[Node, Rope] = {}
+        self.routers = self._routers()
         self.tokens: Any = None
         self.positions: Any = None
         self.context = 0
 
     def run(self) -> Any:
         """Build the module."""
-        inputs = self._inputs()
+        inputs, outputs = self._inputs(), self._logits()
         module = ir.Module.create()
         with ir.InsertionPoint(module.body):
             kind = tensor([None], "i32")
-            function = func.FuncOp("step", ([kind, kind], [kind]))
+            function = func.FuncOp("step", ([kind, kind], [kind] * len(outputs)))
             block = function.add_entry_block()
         self.tokens, self.positions = block.arguments
         self.inputs = dict(zip(inputs, block.arguments, strict=True))
@@ -71,14 +67,19 @@ class _Importer:
                 if node.op == "call_function":
                     with ir.Location.name(module_path(node) or node.name):
                         self._node(node)
-            logits = self._value(self._logits())
-            token = build("graph.sample", [logits], [kind], kind="argmax").results[0]
-            func.ReturnOp([token])
-        vocabulary = shape_of(logits)[-1]
+            vocabulary = shape_of(self.value(outputs[0]))[-1]
+            func.ReturnOp([self._sample(node) for node in outputs])
+        drop_unread(block)
         facts = {"level": "graph", "context": self.context, "vocabulary": vocabulary}
         put(module.operation, **{f"tileir.{n}": v for n, v in facts.items()})
         assert module.operation.verify()
         return module
+
+    def _routers(self) -> dict[Node, Router]:
+        """Routers by their topk, found from the sums that use their weights."""
+        sums = [match_weighted_sum(n) for n in self.program.graph.nodes]
+        routers = [match_router(s.weights) for s in sums if s is not None]
+        return {router.chosen: router for router in routers if router is not None}
 
     def _inputs(self) -> list[Node]:
         names = self.program.graph_signature.user_inputs
@@ -91,52 +92,26 @@ class _Importer:
             )
         return found
 
-    def _logits(self) -> Node:
+    def _logits(self) -> list[Node]:
+        """The logits, and a draft layer's behind them."""
         (output,) = [n for n in self.program.graph.nodes if n.op == "output"]
         names = self.program.graph_signature.user_outputs
         found = [n for n in output.args[0] if isinstance(n, Node) and n.name in names]
-        if len(found) != 1:
-            raise TileirError(f"the program has {len(found)} outputs", hint="it returns the logits")
-        return found[0]
-
-    def _value(self, node: Any) -> Any:
-        """The SSA value of a node. Raises TileirError for one that no pattern took."""
-        node = behind(node)
-        if node in self.values:
-            return self.values[node]
-        if isinstance(node, Node) and node.op == "call_function":
-            name = op_name(node)
-            hint = _EARLY.get(name, f"supported: {SUPPORTED}")
-            raise refuse(node, f"nothing takes the operation {name!r}", hint)
-        raise TileirError(f"node {node} is used where a computed value belongs")
-
-    def _type(self, node: Node, size: int) -> Any:
-        return tensor([None, size], _DTYPES.get(node.meta["val"].dtype, "f32"))
-
-    def _weight(self, node: Any, user: Node) -> Any:
-        name = self.constants.weight_name(node)
-        if name is None:
-            raise refuse(
-                user, "a weight is no parameter", "weights are parameters or persistent buffers"
+        if len(found) not in (1, 2):
+            raise TileirError(
+                f"the program has {len(found)} outputs",
+                hint="it returns the logits, or those and a draft layer's",
             )
-        if name not in self.declared:
-            source = behind(node)
-            dtype = source.meta["val"].dtype
-            if dtype not in _DTYPES:
-                raise refuse(user, f"weight {name!r} is {dtype}", "float32, bfloat16, float16 work")
-            kind = tensor(shape(source), _DTYPES[dtype])
-            self.declared[name] = build("graph.weight", [], [kind], sym_name=name).results[0]
-        return self.declared[name]
+        return found
 
-    def _constant(self, value: np.ndarray) -> Any:
-        key = value.tobytes()
-        if key not in self.declared:
-            kind = tensor(value.shape, "f32")
-            number = sum(isinstance(k, bytes) for k in self.declared)
-            name = f"inv_freq_{number}"
-            op = build("graph.constant", [], [kind], sym_name=name, value=value)
-            self.declared[key] = op.results[0]
-        return self.declared[key]
+    def _sample(self, node: Node) -> Any:
+        """The token that logits choose."""
+        logits = self.value(node)
+        if logits not in self.declared:
+            kind = tensor([None], "i32")
+            op = build("graph.sample", [logits], [kind], kind="argmax")
+            self.declared[logits] = op.results[0]
+        return self.declared[logits]
 
     # ---- nodes
 
@@ -144,12 +119,18 @@ class _Importer:
         rules = {
             "embedding": self._embedding,
             "linear": self._linear,
+            "layer_norm": self._layer_norm,
             "index_copy": self._append,
             "scaled_dot_product_attention": self._attention,
             "mul": self._product,
             "rms_norm": self._product,
-            "add": self._sum,
+            "add": self._add,
             "cat": self._rope,
+            "argmax": self._argmax,
+            "topk": self._choice,
+            "getitem": self._chosen,
+            "bmm": self._experts,
+            "sum": self._weighted_sum,
         }
         rule = rules.get(op_name(node))
         value = rule(node) if rule is not None else None
@@ -157,37 +138,80 @@ class _Importer:
             self.values[node] = value
 
     def _embedding(self, node: Node) -> Any:
-        if behind(node.args[1]) not in self.inputs:
-            raise refuse(node, "an embedding of something else than the tokens", "embed input_ids")
-        table = self._weight(node.args[0], node)
-        hidden = shape(node)[-1]
-        kind = self._type(node, hidden)
-        return build("graph.embedding", [table, self.tokens], [kind], scale=1.0).results[0]
+        place = behind(node.args[1])
+        tokens = self.tokens if place in self.inputs else self.values.get(place)
+        if tokens is None:
+            raise refuse(
+                node,
+                "an embedding of something else than tokens",
+                "embed input_ids, or the argmax of logits",
+            )
+        table = self.weight(node.args[0], node)
+        return build("graph.embedding", [table, tokens], [self.type(node)], scale=1.0).results[0]
+
+    def _argmax(self, node: Node) -> Any:
+        rank = len(shape(node.args[0]))
+        whole = len(node.args) > 1 and node.args[1] in (-1, rank - 1)
+        return self._sample(node.args[0]) if whole else None
 
     def _linear(self, node: Node) -> Any:
-        x, weight = self._value(node.args[0]), self._weight(node.args[1], node)
+        if op_name(behind(node.args[0])) == "index_copy":
+            return None  # of every cached row: part of an attention, or refused where it is read
         bias = node.args[2] if len(node.args) > 2 else None
-        operands = [x, weight] + ([self._weight(bias, node)] if bias is not None else [])
-        return build("graph.linear", operands, [self._type(node, shape(node)[-1])]).results[0]
+        if self.known(node.args[0]) is None and op_name(behind(node.args[0])) == "cat":
+            return self._linear_of_parts(node, bias)
+        x, weight = self.value(node.args[0]), self.weight(node.args[1], node)
+        self.sources[node] = Source(x, node.args[1], bias)
+        return self.linear(x, weight, None if bias is None else self.weight(bias, node), node)
+
+    def _linear_of_parts(self, node: Node, bias: Any) -> Any:
+        """A linear of values side by side, as the sum of linears of parts of its weight."""
+        cat = behind(node.args[0])
+        rows, width = shape(node.args[1])
+        total, at = None, 0
+        for part in cat.args[0]:
+            size = shape(part)[-1]
+            weight = self.weight(node.args[1], node, (at, [rows, size], [width, 1]))
+            made = self.linear(self.value(part), weight, None, node)
+            if total is None:
+                total = made if bias is None else self._biased(made, bias, node)
+            else:
+                total = build("graph.add", [total, made], [made.type]).results[0]
+            at += size
+        if at != width:
+            raise refuse(cat, "values side by side along another dimension", "cat along the last")
+        return total
+
+    def _biased(self, made: Any, bias: Any, node: Node) -> Any:
+        op = made.owner
+        value = self.linear(op.operands[0], op.operands[1], self.weight(bias, node), node)
+        op.operation.erase()
+        return value
 
     def _product(self, node: Node) -> Any:
         norm = match_norm(node)
         if norm is not None:
-            x, weight = self._value(norm.x), self._weight(norm.weight, node)
+            x, weight = self.value(norm.x), self.weight(norm.weight, node)
             facts: dict[str, Any] = {"eps": norm.eps, "unit_offset": norm.unit_offset}
-            if shape_of(weight) != shape_of(x)[-1:]:
-                raise refuse(node, "a norm over heads", "norms go over whole rows")
-            return build(
-                "graph.rms_norm", [x, weight], [self._type(node, shape(node)[-1])], **facts
-            ).results[0]
+            if shape_of(weight) != shape(node)[-1:]:
+                raise refuse(
+                    node, "a norm over something else than rows or heads", "normalise rows"
+                )
+            return build("graph.rms_norm", [x, weight], [self.type(node)], **facts).results[0]
         glu = match_glu(node)
         if glu is None:
             return None
-        gate, up = self._value(glu[0]), self._value(glu[1])
-        kind = self._type(node, shape(node)[-1])
-        return build("graph.glu", [gate, up], [kind], activation=glu[2]).results[0]
+        gate, up = self.value(glu[0]), self.value(glu[1])
+        return build("graph.glu", [gate, up], [self.type(node)], activation=glu[2]).results[0]
 
-    def _sum(self, node: Node) -> Any:
+    def _layer_norm(self, node: Node) -> Any:
+        x, sizes, weight, bias, eps, *_ = (*node.args, None, None, 1e-5)[: max(5, len(node.args))]
+        if weight is None or bias is None or list(sizes) != [prod(shape(x))]:
+            raise refuse(node, "a layer norm of parts of rows, or without weight or bias", "rows")
+        operands = [self.value(x), self.weight(weight, node), self.weight(bias, node)]
+        return build("graph.layer_norm", operands, [self.type(node)], eps=float(eps)).results[0]
+
+    def _add(self, node: Node) -> Any:
         rope = self._rope(node)
         if rope is not None:
             return rope
@@ -195,12 +219,14 @@ class _Importer:
         if any(s not in self.values for s in sides) or node.kwargs.get("alpha", 1) != 1:
             return None
         a, b = (self.values[s] for s in sides)
-        return build("graph.add", [a, b], [self._type(node, shape(node)[-1])]).results[0]
+        return build("graph.add", [a, b], [self.type(node)]).results[0]
+
+    # ---- rotary positions
 
     def _rope(self, node: Node) -> Any:
         rope = match_rope(node, self.constants)
         if rope is None:
-            return None
+            return self._partial_rope(node) if op_name(node) == "cat" else None
         if type(rope.inv_freq) is not np.ndarray:
             raise refuse(
                 node, "rope's frequencies have no values", "keep buffers real: fake_hf does"
@@ -210,34 +236,69 @@ class _Importer:
             raise refuse(
                 node, f"rope turns {2 * len(rope.inv_freq)} of {size} values", "turn all values"
             )
-        x = self._value(rope.x)
-        operands = [x, self.positions, self._constant(rope.inv_freq)]
-        facts: dict[str, Any] = {"head_size": size, "scale": rope.scale, "style": "half"}
+        self.ropes[node] = rope
+        x, style = self.known(rope.x), rope.style
+        if style == "split":
+            apart = self.known(rope.x, pairs=True)
+            x, style = (x, style) if apart is None else (apart, "half")
+        return None if x is None else self._turn(rope, x, size, 0, style)
+
+    def _partial_rope(self, node: Node) -> Any:
+        """A cat of a head's rotated values with those that pass."""
+        parts = list(node.args[0])
+        ropes = [self.ropes.get(behind(part)) for part in parts]
+        if sum(rope is not None for rope in ropes) != 1:
+            return None
+        picked = [part if rope is None else rope.x for part, rope in zip(parts, ropes, strict=True)]
+        base = root(picked[0])
+        found = [selected(part, (base,)) for part in picked]
+        if any(f is None for f in found):
+            return None
+        whole = torch.cat([f[1] for f in found if f is not None], -1).reshape(-1)
+        x = self.known(base)
+        if x is None or not torch.equal(whole, torch.arange(len(whole))):
+            return None
+        (rope,) = [rope for rope in ropes if rope is not None]
+        first = sum(shape(part)[-1] for part in parts[: ropes.index(rope)])
+        return self._turn(rope, x, shape(node)[-1], first, rope.style)
+
+    def _turn(self, rope: Rope, x: Any, size: int, first: int, style: str) -> Any:
+        operands = [x, self.positions, self.constant(rope.inv_freq)]
+        facts: dict[str, Any] = {"head_size": size, "scale": rope.scale, "style": style}
+        if first:
+            facts["offset"] = first
         return build("graph.rope", operands, [x.type], **facts).results[0]
 
+    # ---- caches and attention
+
     def _append(self, node: Node) -> Any:
-        buffer, dim, at, rows = node.args
-        name = self.constants.state_name(buffer)
-        if name is None or dim != 2 or len(shape(buffer)) != 4 or behind(at) not in self.inputs:
+        buffer, _, _, rows = node.args
+        name, heads, context, size = self._cache(node)
+        if self.context not in (0, context):
+            raise refuse(node, f"caches of {self.context} and {context} positions", "use one size")
+        self.context = context
+        state = self.state(name, [heads, context, size], buffer.meta["val"].dtype)
+        operands = [state, self.value(rows), self.positions]
+        return build("graph.append", operands, [state.type]).results[0]
+
+    def _cache(self, node: Node) -> tuple[str, int, int, int]:
+        """(name, heads, context, head size) of the cache that an index_copy writes."""
+        buffer, dim, at, _ = node.args
+        name, sizes = self.constants.state_name(buffer), shape(buffer)
+        along = dim % len(sizes) == len(sizes) - 2
+        if name is None or not along or sizes[0] != 1 or behind(at) not in self.inputs:
             raise refuse(
                 node,
                 "an index_copy that is no KV cache",
                 "caches are buffers [1, kv heads, context, head size], written along dimension 2 at positions",
             )
-        _, heads, context, size = shape(buffer)
-        if self.context not in (0, context):
-            raise refuse(node, f"caches of {self.context} and {context} positions", "use one size")
-        self.context = context
-        if name not in self.declared:
-            kind = tensor([heads, context, size], _DTYPES[buffer.meta["val"].dtype])
-            self.declared[name] = build("graph.state", [], [kind], sym_name=name).results[0]
-        state = self.declared[name]
-        operands = [state, self._value(rows), self.positions]
-        return build("graph.append", operands, [state.type]).results[0]
+        return name, prod(sizes[1:-2]), sizes[-2], sizes[-1]
 
     def _attention(self, node: Node) -> Any:
         q, k, v, *rest = node.args
-        if any(op_name(s) != "index_copy" for s in (k, v)):
+        mask = match_mask(rest[0]) if rest else None
+        latents = match_latents(k, v)
+        if latents is None and any(op_name(s) != "index_copy" for s in (k, v)):
             grown = any(op_name(behind(s)) == "cat" for s in (k, v))
             raise refuse(
                 node,
@@ -247,24 +308,99 @@ class _Importer:
                 "write caches with index_copy and pass them whole, with enable_gqa=True instead of "
                 "repeated heads; export_decode does so for transformers models",
             )
-        mask = match_mask(rest[0]) if rest else None
         if mask is None or behind(mask.positions) not in self.inputs:
             raise refuse(
                 node,
                 "an attention mask that is not made from positions",
                 "mask = arange(context) <= positions[:, None], with & > positions - window for a window",
             )
-        _, heads, _, size = shape(q)
         scale = node.kwargs.get("scale")
-        operands = [self._value(q), self.values[k], self.values[v], self.positions]
-        facts: dict[str, Any] = {
-            "heads": heads,
-            "kv_heads": shape(k)[1],
-            "head_size": size,
-            "scale": float(size**-0.5 if scale is None else scale),
-            "window": mask.window,
-            "softcap": 0.0,
+        facts = {
+            "heads": shape(q)[1],
+            "scale": float(shape(q)[-1] ** -0.5 if scale is None else scale),
         }
-        return build(
-            "graph.attention", operands, [self._type(node, heads * size)], **facts
-        ).results[0]
+        indices = [] if mask.indices is None else [self.value(mask.indices)]
+        if latents is not None:
+            return self._latent_attention(node, latents, mask, indices, facts)
+        operands = [self.value(q), self.values[k], self.values[v], self.positions, *indices]
+        more: dict[str, Any] = {"kv_heads": shape(k)[1], "head_size": shape(q)[-1]}
+        more |= {"window": mask.window, "softcap": 0.0}
+        kind = self.type(node)
+        return build("graph.attention", operands, [kind], **facts | more).results[0]
+
+    def _latent_attention(
+        self, node: Node, found: Latents, mask: Mask, indices: list[Any], facts: dict[str, Any]
+    ) -> Any:
+        """Attention over latents: both caches become one state."""
+        q = behind(node.args[0])
+        if op_name(q) != "cat" or len(q.args[0]) != 2 or mask.window:
+            raise refuse(
+                node,
+                "attention over latents with other queries than a cat of plain and rotated values, or a window",
+                "torch.cat((q, q_rotated), -1), and the whole context",
+            )
+        name, _, context, latent = self._cache(found.latents)
+        rope = shape(found.roped)[-1]
+        sizes = {"nope_size": found.nope_size, "rope_size": rope, "value_size": found.value_size}
+        state = self.state(name, [1, context, latent + rope], found.latents.meta["val"].dtype)
+        for row, offset in ((found.latents.args[3], 0), (found.roped.args[3], latent)):
+            where = {"offset": offset} if offset else {}
+            operands = [state, self.value(row), self.positions]
+            state = build("graph.append", operands, [state.type], **where).results[0]
+        rows = found.nope_size + found.value_size
+        view = (0, [found.heads, rows, latent], [rows * latent, latent, 1])
+        weight = self.weight(found.weight, node, view)
+        operands = [*(self.value(part) for part in q.args[0]), state, weight, self.positions]
+        facts |= {**sizes, "latent_size": latent}
+        kind = self.type(node)
+        return build("graph.mla_attention", [*operands, *indices], [kind], **facts).results[0]
+
+    # ---- choices: of experts, and of positions
+
+    def _choice(self, node: Node) -> Any:
+        """A topk; its value is the indices."""
+        if node in self.routers:
+            return self._router(self.routers[node])
+        found = match_indexer(node)
+        mask = match_mask(found.mask) if found is not None else None
+        if found is None or mask is None or behind(mask.positions) not in self.inputs:
+            return None
+        if mask.window or mask.indices is not None:
+            raise refuse(node, "an indexer that sees a part of the context", "arange <= positions")
+        keys = self.values[found.keys]
+        operands = [self.value(found.q), self.value(found.weights), keys, self.positions]
+        facts = {"heads": found.heads, "head_size": found.head_size, "scale": found.scale}
+        kind = tensor([None, self.context], "f32")
+        scores = build("graph.index_scores", operands, [kind], **facts).results[0]
+        kind = tensor([None, found.k], "i32")
+        return build("graph.top_k", [scores, self.positions], [kind], k=found.k).results[0]
+
+    def _router(self, router: Router) -> Any:
+        operands = [self.value(router.logits)]
+        if router.bias is not None:
+            operands.append(self.weight(router.bias, router.chosen))
+        kinds = [tensor([None, router.facts["k"]], element) for element in ("i32", "f32")]
+        op = build("graph.router", operands, kinds, **router.facts)
+        self.values[router.weights] = op.results[1]
+        return op.results[0]
+
+    def _chosen(self, node: Node) -> Any:
+        """The indices of a topk."""
+        source, which = node.args
+        return self.values.get(source) if op_name(source) == "topk" and which == 1 else None
+
+    def _experts(self, node: Node) -> Any:
+        found = match_experts(node)
+        if found is None or found.chosen not in self.values:
+            return None
+        source = Source(self.value(found.x), found.weight, None, self.values[found.chosen])
+        self.sources[node] = source
+        return self.experts(source, shape(found.weight)[1:], None, node)
+
+    def _weighted_sum(self, node: Node) -> Any:
+        found = match_weighted_sum(node)
+        if found is None or found.values not in self.values or found.weights not in self.values:
+            return None
+        operands = [self.values[found.values], self.values[found.weights]]
+        kind = self.type(found.values, prod(shape(node)))
+        return build("graph.weighted_sum", operands, [kind]).results[0]

@@ -22,7 +22,7 @@ _SAME = (
     "contiguous",
     "expand",
 )
-_CASTS = ("_to_copy", "type_as", "to", "lift_fresh_copy", "detach")
+CASTS = ("_to_copy", "type_as", "to", "lift_fresh_copy", "detach")
 
 
 def op_name(node: Any) -> str:
@@ -52,7 +52,7 @@ def behind(node: Any) -> Any:
 def _same_values(node: Node) -> bool:
     """Whether a node has its first argument's values, in the same flattened order."""
     name, kept = op_name(node), False
-    if name in _CASTS:
+    if name in CASTS:
         kept = True
     elif name in _SAME:
         kept = name != "expand" or shape(node) == shape(node.args[0])
@@ -109,8 +109,8 @@ class Constants:
         return first.removeprefix("model.") if self._wrapped() else first
 
     def _wrapped(self) -> bool:
-        """Whether export_decode's wrapper put "model." before every name."""
-        return all(n.startswith("model.") for n in self.program.state_dict)
+        """Whether export_decode's wrapper put "model." before every name, but for a draft model's."""
+        return all(n.startswith(("model.", "mtp.")) for n in self.program.state_dict)
 
     def state_name(self, node: Node) -> str | None:
         """The name of a mutable buffer that a placeholder stands for."""

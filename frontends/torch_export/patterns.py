@@ -4,12 +4,13 @@
 |---|---|
 | pow 2, mean, + eps, rsqrt, · x, · w (or · (1 + w)); rms_norm | graph.rms_norm |
 | x·cos + cat(−x₂, x₁)·sin; cat(x₁·cos − x₂·sin, x₂·cos + x₁·sin) | graph.rope, style "half" |
+| the latter of even and odd values | graph.rope, style "half" of permuted rows of a weight, or "split" |
 | index_copy into a buffer along its positions | graph.append |
 | scaled_dot_product_attention over such buffers, mask arange ≤ position (and > position − window) | graph.attention |
 | silu(a)·b, gelu(a, tanh)·b | graph.glu |
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,20 +31,22 @@ class Norm:
 
 @dataclass(frozen=True)
 class Rope:
-    """A rotation of all heads of x; inv_freq: [head size / 2] f32."""
+    """A rotation of all heads of x; inv_freq: [head size / 2] f32. style: that of graph.rope, "half" or "split"."""
 
     x: Node
     positions: Node
     inv_freq: np.ndarray
     scale: float
+    style: str = "half"
 
 
 @dataclass(frozen=True)
 class Mask:
-    """Columns ≤ position, and > position − window if window is not 0."""
+    """Columns ≤ position, and > position − window if window is not 0, and among `indices` if there are any."""
 
     positions: Node
     window: int
+    indices: Node | None = None
 
 
 def split_mul(node: Any) -> tuple[Any, Any] | None:
@@ -124,12 +127,13 @@ def _rope_by_halves(node: Node, constants: Constants) -> Rope | None:
     angles = [angle for _, angle in parts]
     if any(a is None or a != angles[0] for a in angles):
         return None
-    sources = [_half(part, h) for (part, _), h in zip(parts, (0, 1, 1, 0), strict=True)]
-    if sources[0] is None or any(s is not sources[0] for s in sources):
-        return None
     first = angles[0]
     assert first is not None
-    return Rope(sources[0], first.positions, first.frequencies, first.scale)
+    for style, pick in (("half", _half), ("split", _every_other)):
+        sources = [pick(part, h) for (part, _), h in zip(parts, (0, 1, 1, 0), strict=True)]
+        if sources[0] is not None and all(s is sources[0] for s in sources):
+            return Rope(sources[0], first.positions, first.frequencies, first.scale, style)
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +165,8 @@ def _with_angle(node: Any, function: str, constants: Constants) -> tuple[Any, _A
 
 def _angle(node: Any, function: str, constants: Constants) -> _Angle | None:
     node, scale = behind(node), 1.0
+    repeated = _half(node, 0) if op_name(node) == "slice" else None
+    node = node if repeated is None else behind(repeated)
     if op_name(node) == "mul" and isinstance(node.args[1], int | float):
         node, scale = behind(node.args[0]), float(node.args[1])
     if op_name(node) != function:
@@ -168,6 +174,8 @@ def _angle(node: Any, function: str, constants: Constants) -> _Angle | None:
     inner = behind(node.args[0])
     if op_name(inner) == "cat" and len(inner.args[0]) == 2 and inner.args[0][0] is inner.args[0][1]:
         inner = behind(inner.args[0][0])
+    elif repeated is not None:
+        return None
     pair = split_mul(inner)
     for positions, frequencies in (pair, pair[::-1]) if pair else ():
         value = constants.value(frequencies)
@@ -199,11 +207,25 @@ def _half(node: Any, which: int) -> Any:
     return None
 
 
+def _every_other(node: Any, which: int) -> Any:
+    """x, if the node is the even (0) or odd (1) values of x's last dimension."""
+    if op_name(node) != "slice" or len(node.args) != 5:
+        return None
+    x, dim, start, end, step = node.args
+    size = shape(x)
+    last = dim % len(size) == len(size) - 1
+    return x if last and (start, step) == (which, 2) and end >= size[-1] else None
+
+
 def match_mask(node: Any) -> Mask | None:
     """A boolean mask made from arange and positions."""
     node = _bare(node)
     name = op_name(node)
     if name in ("bitwise_and", "logical_and", "and_", "__and__"):
+        for part, other in (node.args[:2], node.args[1::-1]):
+            indices, mask = _listed(other), match_mask(part)
+            if indices is not None and mask is not None:
+                return replace(mask, indices=indices) if mask.indices is None else None
         parts = [match_mask(a) for a in node.args[:2]]
         if None in parts or parts[0].positions is not parts[1].positions:  # type: ignore[union-attr]
             return None
@@ -224,8 +246,19 @@ def match_mask(node: Any) -> Mask | None:
     return None
 
 
+def _listed(node: Any) -> Node | None:
+    """The indices of a mask that is true at them: not ones with False scattered there, or zeros with True."""
+    node, wanted = _bare(node), True
+    if op_name(node) in ("bitwise_not", "logical_not"):
+        node, wanted = _bare(node.args[0]), False
+    if op_name(node) != "scatter" or node.args[3] is not wanted:
+        return None
+    base = op_name(node.args[0]).removeprefix("new_").removesuffix("_like")
+    return behind(node.args[2]) if base == ("zeros" if wanted else "ones") else None
+
+
 def _bare(node: Any) -> Any:
-    while op_name(node) in ("unsqueeze", "expand", "_to_copy", "view", "alias"):
+    while op_name(node) in ("unsqueeze", "expand", "_to_copy", "view", "alias", "select"):
         node = node.args[0]
     return node
 

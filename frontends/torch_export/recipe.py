@@ -5,7 +5,7 @@ writes, the mask is made from the positions. `run_decompositions({})` functional
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,29 @@ def export_decode(model: Any, max_context: int) -> ExportedProgram:
     model: a transformers `*ForCausalLM` in eval mode, fp32, bf16 or fp16; its weights may be fake. Raises TileirError
     for a model in training mode, of another dtype, or without attention heads in its config.
     """
+    return _export(_DecodeStep, model, max_context)
+
+
+def export_draft_decode(model: Any, draft: Any, max_context: int) -> ExportedProgram:
+    """A decode step of `model` and of a layer that drafts the token behind the chosen one: (logits, draft logits).
+
+    draft: a transformers `MtpModel` of one layer for `model`; its parameters are named "mtp.…" behind the model's. Its
+    cache has row p where transformers has row p + 1, with the angle of p: only differences of positions count. Raises
+    TileirError as export_decode does, and for more layers.
+    """
+    if len(getattr(draft, "layers", ())) != 1:
+        raise TileirError(
+            f"{type(draft).__name__} is no draft model of one layer",
+            hint="transformers.modeling_layers.MtpModel(model, 1)",
+        )
+    return _export(lambda m, context: _DraftStep(m, draft, context), model, max_context)
+
+
+def _export(step_of: Callable[[Any, int], Any], model: Any, max_context: int) -> ExportedProgram:
     _check(model, max_context)
     mode = _fake_mode(model)
-    with _sdpa(model), torch.no_grad(), mode or nullcontext():
-        step = _DecodeStep(model, max_context)
+    with _chosen_kernels(model), torch.no_grad(), mode or nullcontext():
+        step = step_of(model, max_context)
         example = (torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
         program = torch.export.export(step, example, strict=False)
         return program.run_decompositions({})
@@ -98,74 +117,133 @@ def _check(model: Any, max_context: int) -> None:
 
 
 @contextmanager
-def _sdpa(model: Any) -> Iterator[None]:
-    """Attention as one scaled_dot_product_attention with grouped queries, for the export only."""
-    name = "TRANSFORMERS_SDPA_FORCE_GQA"
-    before, implementation = os.environ.get(name), model.config._attn_implementation
+def _chosen_kernels(model: Any) -> Iterator[None]:
+    """For the export only: attention as one scaled_dot_product_attention with grouped queries, experts as bmm."""
+    name, config = "TRANSFORMERS_SDPA_FORCE_GQA", model.config
+    before, held = os.environ.get(name), {n: getattr(config, n, None) for n in _KERNELS}
     os.environ[name] = "1"
-    model.config._attn_implementation = "sdpa"
+    for attribute, kernel in _KERNELS.items():
+        setattr(config, attribute, kernel)
     try:
         yield
     finally:
-        model.config._attn_implementation = implementation
+        for attribute, kernel in held.items():
+            setattr(config, attribute, kernel)
         if before is None:
             del os.environ[name]
         else:
             os.environ[name] = before
 
 
-def _cache(layers: list[Any], positions: Any) -> Any:
+_KERNELS = {"_attn_implementation": "sdpa", "_experts_implementation": "batched_mm"}
+
+
+def _cache(layers: list[dict[str, Any]], positions: Any) -> Any:
+    """A transformers cache over a step's buffers, by layer: "keys", "values", and "index" of a sparse layer."""
     from transformers.cache_utils import Cache, StaticLayer
 
     class BufferLayer(StaticLayer):
-        """A layer's cache in two buffers of the wrapper."""
+        """A layer's cache in buffers of the wrapper."""
 
-        def __init__(self, keys: Any, values: Any) -> None:
-            super().__init__(keys.shape[2])
-            self.keys, self.values, self.is_initialized = keys, values, True
-            self.device, self.dtype = keys.device, keys.dtype
+        def __init__(self, buffers: dict[str, Any]) -> None:
+            super().__init__(buffers["keys"].shape[2])
+            self.keys, self.values = buffers["keys"], buffers["values"]
+            self.index = buffers.get("index")
+            self.is_initialized = True
+            self.device, self.dtype = self.keys.device, self.keys.dtype
 
         def update(self, keys: Any, values: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
             self.keys.index_copy_(2, positions, keys)
             self.values.index_copy_(2, positions, values)
             return self.keys, self.values
 
+        def update_indexer(self, keys: Any, *_: Any, **__: Any) -> Any:
+            self.index.index_copy_(1, positions, keys)
+            return self.index
+
         def get_seq_length(self, *_: Any) -> int:
             return 0
 
-    return Cache(layers=[BufferLayer(k, v) for k, v in layers])
+    return Cache(layers=[BufferLayer(layer) for layer in layers])
+
+
+def _cache_shapes(config: Any, layer: int, context: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The buffers of a layer's cache, as _cache has them: (name, shape)."""
+    rank = getattr(config, "kv_lora_rank", None)
+    if not rank:
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (1, config.num_key_value_heads, context, size)
+        return {"keys": (f"k_cache_{layer}", shape), "values": (f"v_cache_{layer}", shape)}
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {
+        "keys": (f"latent_cache_{layer}", (1, 1, context, rank)),
+        "values": (f"rope_cache_{layer}", (1, 1, context, config.qk_rope_head_dim)),
+    }
+    kinds = getattr(config, "indexer_types", None)
+    if getattr(config, "index_topk", None) and (kinds is None or kinds[layer] == "full"):
+        shapes["index"] = (f"index_cache_{layer}", (1, context, config.index_head_dim))
+    return shapes
 
 
 class _DecodeStep(torch.nn.Module):
     def __init__(self, model: Any, context: int) -> None:
         super().__init__()
         self.model, self.context = model, context
-        c = model.config
-        size = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-        shape = (1, c.num_key_value_heads, context, size)
-        dtype = next(iter(model.parameters())).dtype
-        self.layers = c.num_hidden_layers
-        for i in range(self.layers):
-            for name in ("k", "v"):
-                buffer = torch.zeros(shape, dtype=dtype)
-                self.register_buffer(f"{name}_cache_{i}", buffer, persistent=False)
+        number = model.config.num_hidden_layers
+        self.caches = [_cache_shapes(model.config, i, context) for i in range(number)]
+        for cache in self.caches:
+            self._hold(cache)
 
-    def forward(self, input_ids: Any, positions: Any) -> Any:
-        layers = [
-            (getattr(self, f"k_cache_{i}"), getattr(self, f"v_cache_{i}"))
-            for i in range(self.layers)
-        ]
+    def _hold(self, cache: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+        dtype = next(iter(self.model.parameters())).dtype
+        for name, shape in cache.values():
+            self.register_buffer(name, torch.zeros(shape, dtype=dtype), persistent=False)
+
+    def _held(self, cache: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, Any]:
+        return {kind: getattr(self, name) for kind, (name, _) in cache.items()}
+
+    def _mask(self, positions: Any) -> Any:
         columns = torch.arange(self.context, device=positions.device)
         full = (columns[None, :] <= positions[:, None])[None, None]
-        mask: Any = full
         c = self.model.config
-        if "sliding_attention" in (getattr(c, "layer_types", None) or ()):
-            near = columns[None, :] > (positions - c.sliding_window)[:, None]
-            mask = {"full_attention": full, "sliding_attention": full & near[None, None]}
-        return self.model(
-            input_ids=input_ids,
+        if "sliding_attention" not in (getattr(c, "layer_types", None) or ()):
+            return full
+        near = columns[None, :] > (positions - c.sliding_window)[:, None]
+        return {"full_attention": full, "sliding_attention": full & near[None, None]}
+
+    def _inputs(self, input_ids: Any, positions: Any) -> dict[str, Any]:
+        return {
+            "input_ids": input_ids,
+            "position_ids": positions[None],
+            "attention_mask": self._mask(positions),
+            "past_key_values": _cache([self._held(c) for c in self.caches], positions),
+            "use_cache": True,
+        }
+
+    def forward(self, input_ids: Any, positions: Any) -> Any:
+        return self.model(**self._inputs(input_ids, positions)).logits
+
+
+class _DraftStep(_DecodeStep):
+    def __init__(self, model: Any, draft: Any, context: int) -> None:
+        super().__init__(model, context)
+        self.mtp = draft
+        draft.config._attn_implementation = "sdpa"
+        self.draft_cache = _cache_shapes(model.config, len(self.caches), context)
+        self._hold(self.draft_cache)
+
+    def forward(self, input_ids: Any, positions: Any) -> Any:
+        base = self.model.get_decoder()
+        hidden = base(**self._inputs(input_ids, positions)).last_hidden_state
+        logits = self.model.lm_head(hidden)
+        chosen = base.embed_tokens(logits.argmax(-1))
+        drafted = self.mtp.layers[0](
+            chosen,
+            hidden,
+            position_embeddings=base.rotary_emb(chosen, position_ids=positions[None]),
+            attention_mask=self._mask(positions),
             position_ids=positions[None],
-            attention_mask=mask,
-            past_key_values=_cache(layers, positions),
-            use_cache=True,
-        ).logits
+            past_key_values=_cache(
+                [self._held(c) for c in (*self.caches, self.draft_cache)], positions
+            ),
+        )
+        return logits, self.model.lm_head(drafted)
