@@ -24,7 +24,7 @@ def export_decode(model: Any, max_context: int) -> ExportedProgram:
     model: a transformers `*ForCausalLM` in eval mode, fp32, bf16 or fp16; its weights may be fake. Raises TileirError
     for a model in training mode, of another dtype, or without attention heads in its config.
     """
-    return _export(_DecodeStep, model, max_context)
+    return _export(_DecodeStep, model, max_context=max_context)
 
 
 def export_draft_decode(model: Any, draft: Any, max_context: int) -> ExportedProgram:
@@ -39,14 +39,16 @@ def export_draft_decode(model: Any, draft: Any, max_context: int) -> ExportedPro
             f"{type(draft).__name__} is no draft model of one layer",
             hint="transformers.modeling_layers.MtpModel(model, 1)",
         )
-    return _export(lambda m, context: _DraftStep(m, draft, context), model, max_context)
+    return _export(_DraftStep, model, draft, max_context=max_context)
 
 
-def _export(step_of: Callable[[Any, int], Any], model: Any, max_context: int) -> ExportedProgram:
+def _export(
+    kind: Callable[..., Any], model: Any, *others: Any, max_context: int
+) -> ExportedProgram:
     _check(model, max_context)
     mode = _fake_mode(model)
-    with _chosen_kernels(model), torch.no_grad(), mode or nullcontext():
-        step = step_of(model, max_context)
+    with _chosen_kernels(model, *others), torch.no_grad(), mode or nullcontext():
+        step = kind(model, *others, context=max_context)
         example = (torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
         program = torch.export.export(step, example, strict=False)
         return program.run_decompositions({})
@@ -117,18 +119,19 @@ def _check(model: Any, max_context: int) -> None:
 
 
 @contextmanager
-def _chosen_kernels(model: Any) -> Iterator[None]:
+def _chosen_kernels(*models: Any) -> Iterator[None]:
     """For the export only: attention as one scaled_dot_product_attention with grouped queries, experts as bmm."""
-    name, config = "TRANSFORMERS_SDPA_FORCE_GQA", model.config
-    before, held = os.environ.get(name), {n: getattr(config, n, None) for n in _KERNELS}
+    name = "TRANSFORMERS_SDPA_FORCE_GQA"
+    before = os.environ.get(name)
+    held = [(m.config, n, getattr(m.config, n, None)) for m in models for n in _KERNELS]
     os.environ[name] = "1"
-    for attribute, kernel in _KERNELS.items():
-        setattr(config, attribute, kernel)
+    for config, attribute, _ in held:
+        setattr(config, attribute, _KERNELS[attribute])
     try:
         yield
     finally:
-        for attribute, kernel in held.items():
-            setattr(config, attribute, kernel)
+        for config, attribute, value in held:
+            setattr(config, attribute, value)
         if before is None:
             del os.environ[name]
         else:
@@ -227,7 +230,6 @@ class _DraftStep(_DecodeStep):
     def __init__(self, model: Any, draft: Any, context: int) -> None:
         super().__init__(model, context)
         self.mtp = draft
-        draft.config._attn_implementation = "sdpa"
         self.draft_cache = _cache_shapes(model.config, len(self.caches), context)
         self._hold(self.draft_cache)
 
@@ -242,8 +244,6 @@ class _DraftStep(_DecodeStep):
             position_embeddings=base.rotary_emb(chosen, position_ids=positions[None]),
             attention_mask=self._mask(positions),
             position_ids=positions[None],
-            past_key_values=_cache(
-                [self._held(c) for c in (*self.caches, self.draft_cache)], positions
-            ),
+            past_key_values=_cache([self._held(self.draft_cache)], positions),
         )
         return logits, self.model.lm_head(drafted)
