@@ -5,6 +5,7 @@ import importlib
 from tileir.passes.base import Pass
 
 NAMES = (
+    "absorb-latents",
     "graph-fuse",
     "specialize-gpu",
     "tile-graph",
