@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -47,7 +48,12 @@ def _export(
 ) -> ExportedProgram:
     _check(model, max_context)
     mode = _fake_mode(model)
-    with _chosen_kernels(model, *others), torch.no_grad(), mode or nullcontext():
+    with (
+        _chosen_kernels(model, *others),
+        _no_grad_switches(model, *others),
+        torch.no_grad(),
+        mode or nullcontext(),
+    ):
         step = kind(model, *others, context=max_context)
         example = (torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
         program = torch.export.export(step, example, strict=False)
@@ -138,6 +144,25 @@ def _chosen_kernels(*models: Any) -> Iterator[None]:
             os.environ[name] = before
 
 
+@contextmanager
+def _no_grad_switches(*models: Any) -> Iterator[None]:
+    """For the export only: forwards without their torch.no_grad, each of which makes all of a graph be rebuilt."""
+    held = [
+        (module, type(module).forward.__wrapped__)
+        for model in models
+        for module in model.modules()
+        if type(module).forward.__code__ is _GRAD_SWITCH and "forward" not in vars(module)
+    ]
+    for module, forward in held:
+        module.forward = MethodType(forward, module)
+    try:
+        yield
+    finally:
+        for module, _ in held:
+            del module.forward
+
+
+_GRAD_SWITCH = torch.no_grad()(lambda: None).__code__
 _KERNELS = {"_attn_implementation": "sdpa", "_experts_implementation": "batched_mm"}
 
 
