@@ -6,8 +6,9 @@ and the error says who waits for what.
 """
 
 import random
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,10 @@ class Scheduler:
     def add(self, name: str, role: Role) -> None:
         """A role to run."""
         self.ready.append((name, role))
+
+    def choose(self, count: int) -> int:
+        """One of `count` things, by the seed."""
+        return self._random.randrange(count)
 
     def notify(self, key: object) -> None:
         """Something that `key` names has changed."""
@@ -157,37 +162,100 @@ class CopyEngine:
 
 
 class Channel:
-    """Packets: payload and epoch each; `depth` copies by epoch."""
+    """Packets, payload and epoch each, of every value of every token; `depth` copies by epoch.
 
-    def __init__(self, name: str, values: int, dtype: type, depth: int) -> None:
-        self.name, self.depth = name, depth
-        self.payload: Array = np.zeros((depth, values), dtype)
-        self.epochs = np.zeros((depth, values), np.uint32)
+    shape: [T, …]. rounded: values are bf16. peers: the copies on all GPUs, if it crosses them.
+    """
 
-    def publish(self, scheduler: Scheduler, epoch: int, index: Array, values: Array) -> None:
-        """Write packets of an epoch. Raises DeviceHang if a later epoch is there already."""
-        copy = epoch % self.depth
-        if (self.epochs[copy, index] >= epoch).any():
+    def __init__(
+        self, name: str, shape: Sequence[int], dtype: type, depth: int, *, rounded: bool, peer: bool
+    ) -> None:
+        self.name, self.depth, self.rounded, self.peer = name, depth, rounded, peer
+        values = int(np.prod(shape[1:]))
+        self.payload: Array = np.zeros((depth, shape[0], values), dtype)
+        self.epochs = np.zeros((depth, shape[0], values), np.int64)
+
+    def publish(
+        self, scheduler: Scheduler, epoch: int, tokens: Array, index: Array, values: Array
+    ) -> None:
+        """Write packets of an epoch, [tokens, *index.shape]. Raises DeviceHang if such an epoch is there already."""
+        copy, index = epoch % self.depth, index.reshape(-1)
+        at = np.ix_(tokens, index)
+        if (self.epochs[copy][at] >= epoch).any():
             raise DeviceHang(f"channel {self.name}: epoch {epoch} is written twice or goes back")
-        self.payload[copy, index] = values
-        self.epochs[copy, index] = epoch
+        self.payload[copy][at] = values.reshape(len(tokens), -1)
+        self.epochs[copy][at] = epoch
         scheduler.notify(self)
 
-    def wait(self, epoch: int, index: Array | slice) -> Wait:
-        """Until all packets of `index` are of this epoch."""
-        copy = epoch % self.depth
+    def wait(self, epoch: int, tokens: Array, index: Array) -> Wait:
+        """Until all packets of `index` of these tokens are of this epoch."""
+        copy, at = epoch % self.depth, np.ix_(tokens, index.reshape(-1))
 
         def ready() -> bool:
-            found = self.epochs[copy, index]
+            found = self.epochs[copy][at]
             if (found > epoch).any():
                 raise DeviceHang(
                     f"channel {self.name}: epoch {epoch} was overwritten before its reader"
                 )
             return bool((found == epoch).all())
 
-        seen = int(self.epochs[copy, index].min(initial=2**32 - 1))
+        seen = int(self.epochs[copy][at].min(initial=2**32 - 1))
         return Wait(self, ready, f"channel {self.name} in epoch {epoch}, oldest packet seen {seen}")
 
-    def read(self, epoch: int, index: Array | slice) -> Array:
-        """The payloads, after `wait`."""
-        return np.array(self.payload[epoch % self.depth, index])
+    def read(self, epoch: int, tokens: Array, index: Array) -> Array:
+        """The payloads, [tokens, *index.shape], after `wait`. Raises DeviceHang for a packet of another epoch."""
+        copy, at = epoch % self.depth, np.ix_(tokens, index.reshape(-1))
+        if (self.epochs[copy][at] != epoch).any():
+            raise DeviceHang(f"channel {self.name}: epoch {epoch} is read before it is there")
+        return np.array(self.payload[copy][at]).reshape(len(tokens), *index.shape)
+
+
+class LocalChannel:
+    """A channel of level "sm": plain words in shared memory, full and empty for the loader that reads them."""
+
+    def __init__(self, name: str, shape: Sequence[int], *, loaded: bool) -> None:
+        self.name, self.loaded = name, loaded
+        self.words: Array = np.zeros(shape, np.int64)
+        self.full, self.empty = Mbarrier(1, f"{name} full"), Mbarrier(1, f"{name} empty")
+
+    def write(self, scheduler: Scheduler, use: int, values: Array) -> Role:
+        """The consumers' part of use number `use`: once the loader has taken the last."""
+        if self.loaded:
+            yield self.empty.wait((use & 1) ^ 1)
+        self.words[: len(values)] = values
+        self.full.arrive(scheduler)
+
+    def take(self, scheduler: Scheduler, use: int, tokens: int) -> Generator[Wait, None, Array]:
+        """The loader's part: a copy of the words."""
+        yield self.full.wait(use & 1)
+        found = np.array(self.words[:tokens])
+        self.empty.arrive(scheduler)
+        return found
+
+
+class Link:
+    """Packets between GPUs arrive some time after they were sent, in any order."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler, self.pending = scheduler, list[tuple[Channel, tuple[Any, ...]]]()
+        self.closed = False
+
+    def send(self, channel: Channel, *packet: Any) -> None:
+        """Packets for another GPU's copy of a channel."""
+        self.pending.append((channel, packet))
+        self.scheduler.notify(self)
+
+    def close(self) -> None:
+        """Nothing more is sent."""
+        self.closed = True
+        self.scheduler.notify(self)
+
+    def role(self) -> Role:
+        """Deliver, one packet at a time."""
+        while True:
+            yield Wait(self, lambda: bool(self.pending) or self.closed, "packets between GPUs")
+            if not self.pending:
+                return
+            at = self.scheduler.choose(len(self.pending))
+            channel, packet = self.pending.pop(at)
+            channel.publish(self.scheduler, *packet)

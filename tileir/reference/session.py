@@ -8,6 +8,7 @@ import numpy as np
 from tileir.mlir import ir, new_context
 from tileir.package import check_prompt
 from tileir.reference.engine import EngineExecutor
+from tileir.reference.steps import MODEL, Request
 
 
 class ReferenceSession:
@@ -20,7 +21,7 @@ class ReferenceSession:
     def __init__(
         self,
         engine_text: str,
-        recipe: dict[str, Any],
+        recipes: Sequence[dict[str, Any]],
         weights: Mapping[str, Any],
         *,
         rounding: bool = False,
@@ -30,7 +31,7 @@ class ReferenceSession:
         with self._context, ir.Location.unknown():
             self._module = ir.Module.parse(engine_text)
             self._engine = EngineExecutor(
-                self._module, recipe, weights, rounding=rounding, seed=seed
+                self._module, recipes, weights, rounding=rounding, seed=seed
             )
         self.device = "reference-bf16" if rounding else "reference"
 
@@ -43,25 +44,38 @@ class ReferenceSession:
         """
         ids = self._checked(ids, max_new_tokens)
         self._engine.reset()
-        steps = len(ids) - 1 + max_new_tokens
-        return self._run(ids, steps, stop_ids) if max_new_tokens > 0 else iter(())
+        return self._tokens(
+            Request(ids, max_new_tokens, frozenset(stop_ids), drafts=self._drafts())
+        )
+
+    def generate_batch(self, requests: Sequence[Request]) -> list[list[int]]:
+        """The tokens that follow each prompt, all requests sharing steps as the package allows."""
+        for request in requests:
+            self._checked(request.ids, request.new)
+        self._engine.reset()
+        *_, made = [[[] for _ in requests], *self._engine.run(requests)]
+        return [list(tokens) for tokens in made]
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """Logits after each of the ids, [len(ids), vocabulary] f32, the ids being forced."""
         ids = self._checked(ids, 0)
         self._engine.reset()
         out = np.zeros((len(ids), self._engine.vocabulary), np.float32)
-        for _ in self._run(ids, len(ids), (), out):
+        for _ in self._engine.run([Request(ids, 0)], [out]):
             pass
         return out
 
     def close(self) -> None:
         """Nothing to give back."""
 
-    def _run(
-        self, ids: list[int], steps: int, stop_ids: Sequence[int], logits: Any = None
-    ) -> Iterator[int]:
-        yield from self._engine.run(ids, steps, stop_ids, logits)
+    def _tokens(self, request: Request) -> Iterator[int]:
+        given = 0
+        for (made,) in self._engine.run([request] if request.new else []):
+            yield from made[given:]
+            given = len(made)
+
+    def _drafts(self) -> str | None:
+        return MODEL if self._engine.drafts else None
 
     def _checked(self, ids: Sequence[int], new: int) -> list[int]:
         return check_prompt(ids, new, self._engine.vocabulary, self._engine.context)

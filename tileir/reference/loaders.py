@@ -1,0 +1,156 @@
+"""The loader roles of an SM: weights from the tape, and what data decides: experts, old rows, listed rows."""
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tileir.dialect.attributes import get
+from tileir.errors import DeviceHang
+from tileir.reference import tasks
+from tileir.reference.arithmetic import Array
+from tileir.reference.memory import LocalName, RowPlan
+from tileir.reference.protocol import Ring, Role, Wait
+from tileir.reference.steps import StepRecord
+
+if TYPE_CHECKING:
+    from tileir.reference.engine import Sm
+
+
+class Loaders:
+    """Both loaders of an SM."""
+
+    def __init__(self, sm: "Sm") -> None:
+        self.sm, self.device, self.scheduler = sm, sm.device, sm.scheduler
+        self.uses = dict.fromkeys(sm.rings, 0)
+        self.dynamic = [
+            row
+            for row in self.device.rows
+            if {"fill_rows", "fill_gathered"} & set(row.ops) or row.number in self.device.store
+        ]
+
+    # ---- the tape
+
+    def tape(self) -> Role:
+        """Stream this SM's weight blocks, step after step, until nobody takes more."""
+        sm, per_slot = self.sm, self.sm.slot_bytes["tape"] // tasks.BLOCK_BYTES
+        rows = {n: blocks[sm.sm] for n, blocks in self.device.tape.items() if len(blocks[sm.sm])}
+        while rows and not sm.finished:
+            for number, blocks in rows.items():
+                self._trace("tape", number)
+                for at in range(0, len(blocks), per_slot):
+                    yield from self._fill("tape", (blocks[at : at + per_slot],))
+                    if sm.finished:
+                        break
+                if sm.finished:
+                    break
+        sm.loader_ends()
+
+    def _fill(self, name: str, parts: tuple[Array, ...]) -> Role:
+        ring: Ring = self.sm.rings[name]
+        for wait in ring.fill(self.scheduler, self.uses[name], parts, self.sm.copies):
+            # A loader that waits for a free slot also ends when no further step is taken.
+            yield Wait(wait.key, partial(self._ready_or_finished, wait), wait.what)
+            if self.sm.finished:
+                return
+        self.uses[name] += 1
+
+    def _ready_or_finished(self, wait: Wait) -> bool:
+        return self.sm.finished or wait.ready()
+
+    # ---- what data decides
+
+    def state(self) -> Role:
+        """Stream this SM's part of experts and old rows, each step after its record."""
+        sm, use = self.sm, 0
+        while True:
+            yield sm.record_full.wait(use & 1)
+            record = sm.record
+            sm.record_empty.arrive(self.scheduler)
+            if record.stop:
+                break
+            self.epoch = sm.launch.first_epoch + record.number
+            self.taken: dict[str, Array] = {}
+            for row in self.dynamic:
+                self._trace("state", row.number)
+                if row.number in self.device.store:
+                    yield from self._experts(row, record, use)
+                elif "fill_rows" in row.ops:
+                    yield from self._old_rows(row, record)
+                else:
+                    yield from self._listed_rows(row, record)
+            use += 1
+        sm.loader_ends()
+
+    def _routing(self, row: RowPlan, channel: Any, record: StepRecord, use: int) -> Any:
+        """The step's routing; from shared memory it is taken once."""
+        live = len(record.tokens)
+        if isinstance(channel, LocalName):
+            if channel.name not in self.taken:
+                local = self.sm.locals[channel.name]
+                found = yield from local.take(self.scheduler, use, live)
+                self.taken[channel.name] = found
+            return self.taken[channel.name]
+        words = channel.payload.shape[2]
+        yield channel.wait(self.epoch, np.arange(live), np.arange(words))
+        return channel.read(self.epoch, np.arange(live), np.arange(words)).reshape(live, -1, 2)
+
+    def _experts(self, row: RowPlan, record: StepRecord, use: int) -> Role:
+        fill = row.ops["fill"]
+        routing = yield from self._routing(row, row.operand(fill.operands[0]), record, use)
+        per_slot = self.sm.slot_bytes["state"] // tasks.BLOCK_BYTES
+        first, store = get(fill, "experts")[0], self.device.store[row.number]
+        found = tasks.pairs(row, routing, fill, self.sm.sm, self.device.sms)
+        if found:
+            blocks = np.concatenate([store[e - first, tile] for e, tile in found])
+            for at in range(0, len(blocks), per_slot):
+                yield from self._fill("state", (blocks[at : at + per_slot],))
+
+    def _old_rows(self, row: RowPlan, record: StepRecord) -> Role:
+        fill = row.ops["fill_rows"]
+        states = [row.operand(v) for v in fill.operands]
+        per_slot = tasks.rows_a_slot(fill, self.sm.slot_bytes["state"], len(states))
+        for task in tasks.mine(row, get(fill, "tasks"), self.sm.sm, self.device.sms):
+            group, split = divmod(int(task) + row.tile_base, get(fill, "splits"))
+            head = group * get(fill, "kv_heads") // get(fill, "groups")
+            for sequence in tasks.sequences(record):
+                old = tasks.old_rows(record, sequence, split, fill)
+                for part in tasks.in_slots(old, per_slot):
+                    yield from self._copy(states, head, record, sequence, part)
+
+    def _listed_rows(self, row: RowPlan, record: StepRecord) -> Role:
+        fill = row.ops["fill_gathered"]
+        k, indices, *v = (row.operand(value) for value in fill.operands)
+        states = [k, *v]
+        per_slot = tasks.rows_a_slot(fill, self.sm.slot_bytes["state"], len(states))
+        mine = tasks.mine(row, get(fill, "tasks"), self.sm.sm, self.device.sms)
+        if not len(mine):
+            return
+        live, words = np.arange(len(record.tokens)), np.arange(indices.payload.shape[2])
+        yield indices.wait(self.epoch, live, words)
+        lists = indices.read(self.epoch, live, words)
+        for task in mine:
+            group, split = divmod(int(task) + row.tile_base, get(fill, "splits"))
+            head = group * get(fill, "kv_heads") // get(fill, "groups")
+            for t, sequence in enumerate(record.sequences):
+                old = tasks.old_listed(record, t, lists[t], split, fill)
+                for part in tasks.in_slots(old, per_slot):
+                    yield from self._copy(states, head, record, sequence, part)
+
+    def _copy(
+        self, states: list[Any], head: int, record: StepRecord, sequence: int, positions: Array
+    ) -> Role:
+        """One slot of rows. Raises DeviceHang for rows that nothing has released, or that are not there."""
+        launch = self.sm.launch
+        own = [e for (place, _), e in launch.released.items() if place == self.device.place]
+        if not self.device.ordered or min(own) < self.epoch - 1:
+            raise DeviceHang(f"{self.sm.who} streams state rows that nothing has released to it")
+        parts = []
+        for state in states:
+            rows = state.read(record, sequence, positions, self.epoch, self.sm.who)
+            parts.append(state.rows[head, rows])
+        yield from self._fill("state", tuple(parts))
+
+    def _trace(self, role: str, number: int) -> None:
+        if self.sm.launch.trace is not None:
+            self.sm.launch.trace(self.sm.sm, role, number)
