@@ -136,20 +136,24 @@ def _by_sigmoid(node: Any) -> _Choice | None:
 
 def _best_groups(masked: Node) -> dict[str, Any] | None:
     """How choices outside the best groups are masked: scatter of 1 at the topk of the sums of groups' two best."""
-    choice, mask, fill = masked.args
-    kept = behind(mask.args[0]) if op_name(mask) in ("bitwise_not", "logical_not") else None
+    mask: Any = masked.args[1]
+    kept: Any = behind(mask.args[0]) if op_name(mask) in ("bitwise_not", "logical_not") else None
     if op_name(kept) == "expand":
         kept = behind(kept.args[0])
     if op_name(kept) != "scatter" or op_name(behind(kept.args[0])) != "zeros_like":
         return None
     groups = _chosen(kept.args[2])
-    sums = behind(groups.args[0]) if groups is not None else None
-    best = behind(sums.args[0]) if op_name(sums) == "sum" else None
+    sums: Any = behind(groups.args[0]) if groups is not None else None
+    best: Any = behind(sums.args[0]) if op_name(sums) == "sum" else None
     if groups is None or op_name(best) != "getitem" or best.args[1] != 0:
         return None
     two = best.args[0]
-    if op_name(two) != "topk" or two.args[1] != 2 or behind(two.args[0]) is not behind(choice):
+    if (
+        op_name(two) != "topk"
+        or two.args[1] != 2
+        or behind(two.args[0]) is not behind(masked.args[0])
+    ):
         return None
     number = shape(two.args[0])[-2]
-    facts = {"groups": number, "top_groups": int(groups.args[1]), "fill": float(fill)}
+    facts = {"groups": number, "top_groups": int(groups.args[1]), "fill": float(masked.args[2])}
     return facts if number > 1 else {}

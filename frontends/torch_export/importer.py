@@ -369,7 +369,11 @@ class _Importer(Values):
             raise refuse(node, "an indexer that sees a part of the context", "arange <= positions")
         keys = self.values[found.keys]
         operands = [self.value(found.q), self.value(found.weights), keys, self.positions]
-        facts = {"heads": found.heads, "head_size": found.head_size, "scale": found.scale}
+        facts: dict[str, Any] = {
+            "heads": found.heads,
+            "head_size": found.head_size,
+            "scale": found.scale,
+        }
         kind = tensor([None, self.context], "f32")
         scores = build("graph.index_scores", operands, [kind], **facts).results[0]
         kind = tensor([None, found.k], "i32")

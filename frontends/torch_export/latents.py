@@ -107,7 +107,7 @@ def _transposed_linear(node: Any) -> Node | None:
 
 def match_indexer(node: Node) -> Indexer | None:
     """node as the topk of an indexer's scores."""
-    masked = behind(node.args[0]) if op_name(node) == "topk" else None
+    masked: Any = behind(node.args[0]) if op_name(node) == "topk" else None
     if op_name(masked) != "masked_fill" or masked.args[2] != float("-inf"):
         return None
     mask = behind(masked.args[1])
@@ -116,6 +116,7 @@ def match_indexer(node: Node) -> Indexer | None:
         return None
     weights, factor = _factor(sums.args[0])
     positive = behind(sums.args[1])
+    scores: Any
     scores, scale = _factor(positive.args[0]) if op_name(positive) == "relu" else (None, 0.0)
     if op_name(scores) != "matmul" or factor <= 0 or scale <= 0:
         return None

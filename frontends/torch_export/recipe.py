@@ -176,7 +176,7 @@ def _cache(layers: list[dict[str, Any]], positions: Any) -> Any:
         def __init__(self, buffers: dict[str, Any]) -> None:
             super().__init__(buffers["keys"].shape[2])
             self.keys, self.values = buffers["keys"], buffers["values"]
-            self.index = buffers.get("index")
+            self.index: Any = buffers.get("index")
             self.is_initialized = True
             self.device, self.dtype = self.keys.device, self.keys.dtype
 

@@ -97,7 +97,7 @@ class Values:
         """Some values of a linear, as the linear of a view of its weight."""
         source = self.sources[node]
         width = shape(source.weight)[-1]
-        slots = 1 if source.indices is None else shape_of(source.indices)[1]
+        slots = 1 if source.indices is None else int(shape_of(source.indices)[1] or 0)
         rows = indices.reshape(slots, -1) - np.arange(slots)[:, None] * (prod(shape(node)) // slots)
         view = strided(rows[0])
         if view is None or np.any(rows != rows[:1]) or (slots > 1 and len(view[1]) > 1):

@@ -6,7 +6,12 @@ Values are `tensor<?xN>`: T rows (tokens of the step) of N values. A state is re
 from math import prod
 from typing import Any
 
-from tileir.dialect.attributes import element_of, first_failure, get, shape_of
+from tileir.dialect.attributes import (
+    element_of,
+    first_failure,
+    get,
+    shape_of,
+)
 from tileir.mlir import ext, ir
 
 Tensor = ir.RankedTensorType
@@ -180,6 +185,7 @@ class LinearOp(Graph.Operation, name="linear"):
         """K of both, N of weight, bias and result."""
         x, weight, *bias = (shape_of(v) for v in op.operation.operands)
         out = shape_of(op.operation.results[0])
+        rows = prod(size or 0 for size in weight[:-1])
         return first_failure(
             op,
             [
@@ -187,8 +193,11 @@ class LinearOp(Graph.Operation, name="linear"):
                     len(weight) >= 2 and weight[-1] == x[-1],
                     f"x of {x} against weight of {weight}",
                 ),
-                (out[-1] == prod(weight[:-1]), f"result of {out} from weight of {weight}"),
-                (all(prod(b) == out[-1] for b in bias), f"bias of {bias} for {out[-1]} rows"),
+                (out[-1] == rows, f"result of {out} from weight of {weight}"),
+                (
+                    all(prod(size or 0 for size in b) == rows for b in bias),
+                    f"bias of {bias} for {rows} rows",
+                ),
             ],
         )
 
