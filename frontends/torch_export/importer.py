@@ -395,8 +395,15 @@ class _Importer(Values):
 
     def _experts(self, node: Node) -> Any:
         found = match_experts(node)
-        if found is None or found.chosen not in self.values:
+        if found is None:
             return None
+        if found.chosen not in self.values:
+            raise refuse(
+                found.chosen,
+                "experts are chosen in a way that nothing takes",
+                "supported: the topk of softmax(logits), or of sigmoid(logits) + bias, perhaps masked to the groups "
+                "with the largest sums of two; weights: their scores, perhaps divided by the sum, times a number",
+            )
         source = Source(self.value(found.x), found.weight, None, self.values[found.chosen])
         self.sources[node] = source
         return self.experts(source, shape(found.weight)[1:], None, node)

@@ -60,6 +60,8 @@ def _same_values(node: Node) -> bool:
         kept = _keeps_order(node)
     elif name == "slice":
         kept = shape(node) == shape(node.args[0])
+    elif name == "select":
+        kept = shape(node.args[0])[node.args[1]] == 1
     elif name == "mul":
         kept = node.args[1] in (1, 1.0)
     return kept

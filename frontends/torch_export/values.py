@@ -28,6 +28,7 @@ SUPPORTED = (
     "batched products, softmax and sigmoid routers, residual add"
 )
 DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "bf16"}
+_PARTS = "parts of a linear's values can be used by themselves, parts of others cannot"
 _EARLY = {
     "addmm": "export without core-ATen decompositions: run_decompositions({})",
     "mm": "export without core-ATen decompositions: run_decompositions({})",
@@ -35,8 +36,11 @@ _EARLY = {
     "while_loop": "data-dependent control flow cannot be compiled: make the step straight-line",
     "native_dropout": "the graph was exported in training mode: call model.eval()",
     "dropout": "the graph was exported in training mode: call model.eval()",
-    "slice": "parts of a linear's values can be used by themselves, parts of others cannot",
-    "getitem": "parts of a linear's values can be used by themselves, parts of others cannot",
+    "slice": _PARTS,
+    "getitem": _PARTS,
+    "linear": "a linear of all cached rows belongs to an attention whose keys are the first of its values beside a "
+    "cached key of all heads, and whose values are the rest",
+    "_grouped_mm": 'export experts as batched products: config._experts_implementation = "batched_mm"',
 }
 # A part of a weight: offset, sizes, strides, all in values.
 View = tuple[int, list[int], list[int]]

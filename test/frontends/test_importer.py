@@ -7,10 +7,15 @@ import torch
 from torch import nn
 
 import tileir
-from test.models import OwnModel, export_own, tiny_llama
+from test.models import OwnModel, export_own, tiny_dsa, tiny_llama, tiny_mtp
 from tileir.dialect.attributes import get, name_of, walk
 from tileir.errors import TileirError
-from tileir.frontends.torch_export import export_decode, fake_hf, import_program
+from tileir.frontends.torch_export import (
+    export_decode,
+    export_draft_decode,
+    fake_hf,
+    import_program,
+)
 from tileir.mlir import new_context
 
 
@@ -109,3 +114,60 @@ def test_two_tokens_are_refused() -> None:
         program = torch.export.export(OwnModel().eval(), example, strict=False)
     with pytest.raises(TileirError, match=r"input_ids \[1, 1\]"):
         import_program(program.run_decompositions({}), new_context())
+
+
+class Sliced(nn.Module):
+    """Half of an activation that is no linear's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(16, 32), nn.Linear(16, 16)
+
+    def forward(self, ids: Any, positions: Any) -> Any:
+        return self.head(self.embed(ids)[..., :16])
+
+
+class Chosen(nn.Module):
+    """Experts that are chosen by what `score` makes of the logits."""
+
+    def __init__(self, score: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.score = score
+        self.embed, self.gate = nn.Embedding(16, 32), nn.Linear(32, 4, bias=False)
+        self.experts = nn.Parameter(torch.randn(4, 32, 32))
+
+    def forward(self, ids: Any, positions: Any) -> Any:
+        x = self.embed(ids)[0]
+        weights, chosen = torch.topk(self.score(self.gate(x)), 2)
+        y = torch.bmm(self.experts[chosen.view(-1)], x.repeat_interleave(2, 0)[..., None])[..., 0]
+        return (y * weights.view(-1)[:, None]).view(1, 2, 32).sum(1)[None]
+
+
+def test_parts_of_other_values_than_a_linears_are_refused() -> None:
+    with pytest.raises(TileirError, match="'slice'") as error:
+        import_program(export_own(Sliced()), new_context())
+    assert "parts of a linear's values" in str(error.value)
+
+
+def test_routers_that_nothing_takes_are_refused() -> None:
+    module = import_program(export_own(Chosen(lambda x: x.softmax(-1))), new_context())
+    assert [get(o, "normalize") for o in walk(module, "graph.router")] == [False]
+    with pytest.raises(TileirError, match="chosen in a way that nothing takes") as error:
+        import_program(export_own(Chosen(lambda x: x.tanh())), new_context())
+    assert "test_importer.py:" in str(error.value)
+    assert "softmax" in str(error.value)
+
+
+def test_draft_models_have_one_layer() -> None:
+    model, _ = tiny_mtp()
+    with pytest.raises(TileirError, match="one layer"):
+        export_draft_decode(model, nn.Linear(2, 2), 64)
+
+
+def test_kernels_are_chosen_for_the_export_only() -> None:
+    model = tiny_dsa()
+    before = dict(vars(model.config))
+    export_decode(model, 64)
+    assert dict(vars(model.config)) == before
+    assert not any("forward" in vars(m) for m in model.modules())
