@@ -91,7 +91,7 @@ class Consumers:
         for _ in range(slots):
             use = self.uses[name]
             yield from ring.take(use)
-            found.append(tuple(np.array(part) for part in ring.read(use)))
+            found.append(ring.read(use))
             ring.release(self.scheduler, use)
             self.uses[name] = use + 1
         return found
@@ -140,14 +140,13 @@ class Consumers:
         count, numbers = -(-k // 32), row.tile_base + tiles
         per_slot = self.sm.slot_bytes["tape"] // tasks.BLOCK_BYTES
         slots = yield from self.take("tape", -(-len(tiles) * count // per_slot))
-        sums = np.zeros((len(self.live), len(tiles), 16), np.float32)
-        if len(tiles):
-            blocks = np.concatenate([part for (part,) in slots])
-            weights = blocks.reshape(len(tiles), count, 16, 32)
-            group = numbers * groups // space
-            for g in np.unique(group):
-                begin, some = g * get(receive, "stride"), group == g
-                sums[:, some] = _products(weights[some], x[:, begin : begin + k])
+        stride, group = get(receive, "stride"), numbers * groups // space
+        first = int(group[0]) if len(tiles) else 0
+        held = [
+            _blocks_of(x[:, g * stride : g * stride + k])
+            for g in range(first, int(group[-1]) + 1 if len(tiles) else 0)
+        ]
+        sums = _sums(slots, held, np.repeat(group - first, count), len(self.live))
         if scale is not None:
             sums = sums * scale[..., None]
         sink = _Sink(self, row, row.operand(emit.operands[0]))
@@ -181,16 +180,14 @@ class Consumers:
         count, out = -(-k // 32), row.operand(emit.operands[0])
         width = out.payload.shape[2] // slots
         per_slot = self.sm.slot_bytes["state"] // tasks.BLOCK_BYTES
-        held = yield from self.take("state", -(-len(found) * count // per_slot))
-        blocks = np.concatenate([part for (part,) in held]) if held else np.zeros((0, 16, 32))
-        weights = blocks.reshape(len(found), count, 16, 32)
+        slots_held = yield from self.take("state", -(-len(found) * count // per_slot))
+        blocks = [block for (part,) in slots_held for block in part]
         for at in range(0, len(found), MAX_TILES_PER_SM):
-            for (expert, tile), weight in zip(
-                found[at : at + MAX_TILES_PER_SM], weights[at : at + MAX_TILES_PER_SM], strict=True
-            ):
+            for n, (expert, tile) in enumerate(found[at : at + MAX_TILES_PER_SM], start=at):
                 tokens, chosen = np.nonzero(routing[:, :, 0] == expert)
                 x, scale = yield from self._chosen_x(row, tokens, chosen * stride)
-                sums = _products(weight[None], x)
+                mine = [(np.stack(blocks[n * count : (n + 1) * count]),)]
+                sums = _sums(mine, [_blocks_of(x)], np.zeros(count, int), len(x))
                 if scale is not None:
                     sums = sums * scale[..., None]
                 bits = routing[tokens, chosen, 1].astype(np.int32).view(np.float32)
@@ -390,13 +387,24 @@ class Consumers:
             self.publish(out, one, np.arange(made.shape[1]), made)
 
 
-def _products(weights: Array, x: Array) -> Array:
-    """Tiles [tiles, blocks, 16, 32] against x [T, k]: [T, tiles, 16]."""
-    tiles, blocks = weights.shape[:2]
-    padded = np.zeros((len(x), blocks * 32), np.float32)
-    padded[:, : x.shape[1]] = x
-    rows = weights.transpose(0, 2, 1, 3).reshape(tiles * 16, blocks * 32)
-    return np.asarray((padded @ rows.T).reshape(len(x), tiles, 16), np.float32)
+def _blocks_of(x: Array) -> Array:
+    """x [T, k] as what blocks of 32 meet: [blocks, 32, T]."""
+    blocks = -(-x.shape[1] // 32)
+    padded = np.zeros((blocks * 32, len(x)), np.float32)
+    padded[: x.shape[1]] = x.T
+    return padded.reshape(blocks, 32, len(x))
+
+
+def _sums(slots: list[Any], held: list[Array], group: Array, tokens: int) -> Array:
+    """Weight blocks, slot by slot, against what `held` has for each block's group: [T, tiles, 16]."""
+    parts, at = [np.zeros((0, 16, tokens), np.float32)], 0
+    count = len(held[0]) if held else 1
+    every = np.stack(held) if held else np.zeros((1, 1, 32, tokens), np.float32)
+    for (blocks,) in slots:
+        n = np.arange(at, at + len(blocks))
+        parts.append(np.matmul(blocks, every[group[n], n % count]))
+        at += len(blocks)
+    return np.concatenate(parts).reshape(-1, count, 16, tokens).sum(1).transpose(2, 0, 1)
 
 
 class _Sink:
