@@ -1,6 +1,6 @@
 """Executes engine modules: the roles of every SM of every GPU over real rings, channels and epochs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ class EngineExecutor:
         )
         self.round = round_bf16 if rounding else keep
         self.seed, self.epoch = seed, 0
+        self.steps = self.pages_used = 0
+        self.trace: Callable[[int, str, int], None] | None = None
         self.devices = [
             read_device(op, place, recipe, weights, rounding=rounding)
             for place, (op, recipe) in enumerate(zip(found, recipes, strict=True))
@@ -58,12 +60,12 @@ class EngineExecutor:
                 state.holder[:] = -1
 
     def run(
-        self, requests: Sequence[Request], logits: Sequence[Array | None] = (), trace: Any = None
+        self, requests: Sequence[Request], logits: Sequence[Array | None] = ()
     ) -> Iterator[list[list[int]]]:
         """Run requests to their end; yields what each has made, whenever there is more.
 
-        logits: for each request [positions, vocabulary] f32 to be filled with those of accepted rows, or None. trace:
-        called with (role, row of the table) as roles begin a row. Raises DeviceHang on a deadlock or a broken protocol.
+        logits: for each request [positions, vocabulary] f32 to be filled with those of accepted rows, or None. Raises
+        DeviceHang on a deadlock or a broken protocol.
         """
         plan = Plan(
             requests,
@@ -73,22 +75,21 @@ class EngineExecutor:
             page=self.page,
             pages=self.pages,
         )
-        launch = Launch(self, plan, list(logits), trace)
+        launch = Launch(self, plan, list(logits))
         made = 0
         for _ in launch.scheduler.run():
             if sum(map(len, plan.made)) > made:
                 made = sum(map(len, plan.made))
                 yield plan.made
+        self.steps, self.pages_used = plan.record.number, plan.pages_used
         self.epoch = launch.last_epoch
 
 
 class Launch:
     """One launch: all roles of all SMs, from the first step to the last."""
 
-    def __init__(
-        self, engine: EngineExecutor, plan: Plan, logits: list[Array | None], trace: Any
-    ) -> None:
-        self.engine, self.plan, self.trace = engine, plan, trace
+    def __init__(self, engine: EngineExecutor, plan: Plan, logits: list[Array | None]) -> None:
+        self.engine, self.plan, self.trace = engine, plan, engine.trace
         self.logits = logits
         self.step_logits = np.zeros((engine.tokens, engine.vocabulary), np.float32)
         self.first_epoch = self.last_epoch = engine.epoch + 1

@@ -1,6 +1,6 @@
 """The reference device: a session on a machine without a GPU."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,20 @@ class ReferenceSession:
         for _ in self._engine.run([Request(ids, 0)], [out]):
             pass
         return out
+
+    def trace(self, heard: Callable[[int, str, int], None]) -> None:
+        """Tell `heard` (SM, role, row of the table) whenever a role begins a row."""
+        self._engine.trace = heard
+
+    @property
+    def steps(self) -> int:
+        """Steps of the last call."""
+        return self._engine.steps
+
+    @property
+    def pages_used(self) -> int:
+        """Pages of KV that the last call's sequences took, one behind the other."""
+        return self._engine.pages_used
 
     def close(self) -> None:
         """Nothing to give back."""

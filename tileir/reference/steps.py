@@ -94,7 +94,7 @@ class Plan:
         self.version = 0
         self.accepted: list[tuple[int, int, int]] = []
         self.made: list[list[int]] = [[] for _ in requests]
-        self._skipped = 0
+        self._skipped = self.pages_used = 0
         self._seen: tuple[int, tuple[int, ...], tuple[int, ...]] | None = None
         self.record = self._record(0)
 
@@ -220,5 +220,6 @@ class Plan:
             if not self.free:
                 raise TileirError("no page of KV is free", hint="compile with more pages")
             running.pages.append(self.free.pop(0))
+            self.pages_used += 1
             self.table[place, len(running.pages) - 1] = running.pages[-1]
             self.version += 1
