@@ -147,10 +147,10 @@ def _chosen_kernels(*models: Any) -> Iterator[None]:
 @contextmanager
 def _no_grad_switches(*models: Any) -> Iterator[None]:
     """For the export only: forwards without their torch.no_grad, each of which makes all of a graph be rebuilt."""
+    modules = {module for model in models for module in model.modules()}
     held = [
         (module, type(module).forward.__wrapped__)
-        for model in models
-        for module in model.modules()
+        for module in modules
         if type(module).forward.__code__ is _GRAD_SWITCH and "forward" not in vars(module)
     ]
     for module, forward in held:
