@@ -66,7 +66,8 @@ def _split_attention(op: Any, target: Target, context: int) -> None:
         for g in range(get(op, "groups"), heads + 1)
         if heads % g == 0 and g % kv_heads == 0 and (heads // g <= most or g == heads)
     )
-    splits = choose_splits(target, groups, size, usual_rows(context, window))
+    rows, results = usual_rows(context, window), heads * (value + 2)
+    splits = choose_splits(target, groups, size // 2 if latent else size, rows, results)
     put(op, groups=groups, splits=splits)
     op.results[0].set_type(tensor([tokens, heads, splits, value + 2], "f32", "channel"))
 

@@ -7,6 +7,7 @@ from tileir.scheduling.assign import MAX_SPLITS
 from tileir.target import Target
 
 ELEMENT_BYTES = 2
+PACKET_BYTES = 8
 # Every split is a record more that the combine polls: about 2 % of a hop.
 SPLIT_HOPS = 0.02
 
@@ -24,11 +25,17 @@ def contract_us(target: Target, rows: int, k: int) -> float:
     return stream_us(target, ELEMENT_BYTES * rows * k) + target.hop_us
 
 
-def attend_us(target: Target, kv_heads: int, head_size: int, splits: int, rows: int) -> float:
-    """Time of split attention over `rows` old rows, of its exchange and its combine's."""
+def attend_us(
+    target: Target, kv_heads: int, head_size: int, splits: int, rows: int, results: int = 0
+) -> float:
+    """Time of split attention over `rows` old rows, of its exchange and its combine's.
+
+    results: values that a split leaves for all heads, packets that are written and read once.
+    """
     rounds = -(-kv_heads * splits // target.sms)
     share = 2 * ELEMENT_BYTES * head_size * -(-rows // splits) * rounds
-    return stream_us(target, share * target.sms) + target.hop_us * (2 + SPLIT_HOPS * splits)
+    moved = share * target.sms + 2 * PACKET_BYTES * results * splits
+    return stream_us(target, moved) + target.hop_us * (2 + SPLIT_HOPS * splits)
 
 
 def usual_rows(context: int, window: int) -> int:
@@ -36,9 +43,12 @@ def usual_rows(context: int, window: int) -> int:
     return min(context // 2, window) if window else context // 2
 
 
-def choose_splits(target: Target, kv_heads: int, head_size: int, rows: int) -> int:
+def choose_splits(
+    target: Target, kv_heads: int, head_size: int, rows: int, results: int = 0
+) -> int:
     """The cheapest number of splits for `rows` old rows; no SM gets two tasks, if heads allow."""
     most = max(1, min(MAX_SPLITS, target.sms // kv_heads))
     return min(
-        range(1, most + 1), key=lambda s: (attend_us(target, kv_heads, head_size, s, rows), s)
+        range(1, most + 1),
+        key=lambda s: (attend_us(target, kv_heads, head_size, s, rows, results), s),
     )
