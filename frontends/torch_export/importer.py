@@ -3,7 +3,6 @@
 from math import prod
 from typing import Any
 
-import numpy as np
 import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
@@ -18,38 +17,29 @@ from tileir.frontends.torch_export.experts import (
 )
 from tileir.frontends.torch_export.latents import Latents, match_indexer, match_latents
 from tileir.frontends.torch_export.nodes import behind, module_path, op_name, refuse, shape
-from tileir.frontends.torch_export.patterns import (
-    Mask,
-    Rope,
-    match_glu,
-    match_mask,
-    match_norm,
-    match_rope,
-)
-from tileir.frontends.torch_export.selections import root, selected
-from tileir.frontends.torch_export.values import Source, Values, drop_unread
+from tileir.frontends.torch_export.patterns import Mask, match_mask
+from tileir.frontends.torch_export.rows import Rows
+from tileir.frontends.torch_export.values import Source, drop_unread
 from tileir.mlir import func, ir
 
 
 def import_program(program: ExportedProgram, context: Any) -> Any:
     """The graph-level module of a decode step `(input_ids [1, 1], positions [1]) -> logits [1, 1, vocabulary]`.
 
-    program: after `run_decompositions({})`. context: an MLIR context with tileir's dialects. The module's function
-    ends in graph.sample; its attributes say context and vocabulary. Raises TileirError for a node that nothing takes.
+    program: after `run_decompositions({})`; a second output is a draft layer's logits. context: an MLIR context with
+    tileir's dialects. The module's function returns what graph.sample makes of each output; its attributes say context
+    and vocabulary. Raises TileirError for a node that nothing takes.
     """
     with context, ir.Location.unknown():
         return _Importer(program).run()
 
 
-class _Importer(Values):
+class _Importer(Rows):
     """Walks the nodes in order; `values` holds what has become SSA, the rest waits to be part of a pattern."""
 
     def __init__(self, program: ExportedProgram) -> None:
         super().__init__(program)
-        self.ropes: dict[Node, Rope] = {}
         self.routers = self._routers()
-        self.tokens: Any = None
-        self.positions: Any = None
         self.context = 0
 
     def run(self) -> Any:
@@ -68,7 +58,7 @@ class _Importer(Values):
                     with ir.Location.name(module_path(node) or node.name):
                         self._node(node)
             vocabulary = shape_of(self.value(outputs[0]))[-1]
-            func.ReturnOp([self._sample(node) for node in outputs])
+            func.ReturnOp([self.sample(node) for node in outputs])
         drop_unread(block)
         facts = {"level": "graph", "context": self.context, "vocabulary": vocabulary}
         put(module.operation, **{f"tileir.{n}": v for n, v in facts.items()})
@@ -104,29 +94,20 @@ class _Importer(Values):
             )
         return found
 
-    def _sample(self, node: Node) -> Any:
-        """The token that logits choose."""
-        logits = self.value(node)
-        if logits not in self.declared:
-            kind = tensor([None], "i32")
-            op = build("graph.sample", [logits], [kind], kind="argmax")
-            self.declared[logits] = op.results[0]
-        return self.declared[logits]
-
     # ---- nodes
 
     def _node(self, node: Node) -> None:
         rules = {
-            "embedding": self._embedding,
-            "linear": self._linear,
-            "layer_norm": self._layer_norm,
+            "embedding": self.embedding,
+            "linear": self.linear,
+            "layer_norm": self.layer_norm,
             "index_copy": self._append,
             "scaled_dot_product_attention": self._attention,
-            "mul": self._product,
-            "rms_norm": self._product,
-            "add": self._add,
-            "cat": self._rope,
-            "argmax": self._argmax,
+            "mul": self.product,
+            "rms_norm": self.product,
+            "add": self.add,
+            "cat": self.rope,
+            "argmax": self.argmax,
             "topk": self._choice,
             "getitem": self._chosen,
             "bmm": self._experts,
@@ -136,138 +117,6 @@ class _Importer(Values):
         value = rule(node) if rule is not None else None
         if value is not None:
             self.values[node] = value
-
-    def _embedding(self, node: Node) -> Any:
-        place = behind(node.args[1])
-        tokens = self.tokens if place in self.inputs else self.values.get(place)
-        if tokens is None:
-            raise refuse(
-                node,
-                "an embedding of something else than tokens",
-                "embed input_ids, or the argmax of logits",
-            )
-        table = self.weight(node.args[0], node)
-        return build("graph.embedding", [table, tokens], [self.type(node)], scale=1.0).results[0]
-
-    def _argmax(self, node: Node) -> Any:
-        rank = len(shape(node.args[0]))
-        whole = len(node.args) > 1 and node.args[1] in (-1, rank - 1)
-        return self._sample(node.args[0]) if whole else None
-
-    def _linear(self, node: Node) -> Any:
-        if op_name(behind(node.args[0])) == "index_copy":
-            return None  # of every cached row: part of an attention, or refused where it is read
-        bias = node.args[2] if len(node.args) > 2 else None
-        if self.known(node.args[0]) is None and op_name(behind(node.args[0])) == "cat":
-            return self._linear_of_parts(node, bias)
-        x, weight = self.value(node.args[0]), self.weight(node.args[1], node)
-        self.sources[node] = Source(x, node.args[1], bias)
-        return self.linear(x, weight, None if bias is None else self.weight(bias, node), node)
-
-    def _linear_of_parts(self, node: Node, bias: Any) -> Any:
-        """A linear of values side by side, as the sum of linears of parts of its weight."""
-        cat = behind(node.args[0])
-        rows, width = shape(node.args[1])
-        total, at = None, 0
-        for part in cat.args[0]:
-            size = shape(part)[-1]
-            weight = self.weight(node.args[1], node, (at, [rows, size], [width, 1]))
-            made = self.linear(self.value(part), weight, None, node)
-            if total is None:
-                total = made if bias is None else self._biased(made, bias, node)
-            else:
-                total = build("graph.add", [total, made], [made.type]).results[0]
-            at += size
-        if at != width:
-            raise refuse(cat, "values side by side along another dimension", "cat along the last")
-        return total
-
-    def _biased(self, made: Any, bias: Any, node: Node) -> Any:
-        op = made.owner
-        value = self.linear(op.operands[0], op.operands[1], self.weight(bias, node), node)
-        op.operation.erase()
-        return value
-
-    def _product(self, node: Node) -> Any:
-        norm = match_norm(node)
-        if norm is not None:
-            x, weight = self.value(norm.x), self.weight(norm.weight, node)
-            facts: dict[str, Any] = {"eps": norm.eps, "unit_offset": norm.unit_offset}
-            if shape_of(weight) != shape(node)[-1:]:
-                raise refuse(
-                    node, "a norm over something else than rows or heads", "normalise rows"
-                )
-            return build("graph.rms_norm", [x, weight], [self.type(node)], **facts).results[0]
-        glu = match_glu(node)
-        if glu is None:
-            return None
-        gate, up = self.value(glu[0]), self.value(glu[1])
-        return build("graph.glu", [gate, up], [self.type(node)], activation=glu[2]).results[0]
-
-    def _layer_norm(self, node: Node) -> Any:
-        x, sizes, weight, bias, eps, *_ = (*node.args, None, None, 1e-5)[: max(5, len(node.args))]
-        if weight is None or bias is None or list(sizes) != [prod(shape(x))]:
-            raise refuse(node, "a layer norm of parts of rows, or without weight or bias", "rows")
-        operands = [self.value(x), self.weight(weight, node), self.weight(bias, node)]
-        return build("graph.layer_norm", operands, [self.type(node)], eps=float(eps)).results[0]
-
-    def _add(self, node: Node) -> Any:
-        rope = self._rope(node)
-        if rope is not None:
-            return rope
-        sides = [behind(a) for a in node.args[:2]]
-        if any(s not in self.values for s in sides) or node.kwargs.get("alpha", 1) != 1:
-            return None
-        a, b = (self.values[s] for s in sides)
-        return build("graph.add", [a, b], [self.type(node)]).results[0]
-
-    # ---- rotary positions
-
-    def _rope(self, node: Node) -> Any:
-        rope = match_rope(node, self.constants)
-        if rope is None:
-            return self._partial_rope(node) if op_name(node) == "cat" else None
-        if type(rope.inv_freq) is not np.ndarray:
-            raise refuse(
-                node, "rope's frequencies have no values", "keep buffers real: fake_hf does"
-            )
-        size = shape(node)[-1]
-        if 2 * len(rope.inv_freq) != size:
-            raise refuse(
-                node, f"rope turns {2 * len(rope.inv_freq)} of {size} values", "turn all values"
-            )
-        self.ropes[node] = rope
-        x, style = self.known(rope.x), rope.style
-        if style == "split":
-            apart = self.known(rope.x, pairs=True)
-            x, style = (x, style) if apart is None else (apart, "half")
-        return None if x is None else self._turn(rope, x, size, 0, style)
-
-    def _partial_rope(self, node: Node) -> Any:
-        """A cat of a head's rotated values with those that pass."""
-        parts = list(node.args[0])
-        ropes = [self.ropes.get(behind(part)) for part in parts]
-        if sum(rope is not None for rope in ropes) != 1:
-            return None
-        picked = [part if rope is None else rope.x for part, rope in zip(parts, ropes, strict=True)]
-        base = root(picked[0])
-        found = [selected(part, (base,)) for part in picked]
-        if any(f is None for f in found):
-            return None
-        whole = torch.cat([f[1] for f in found if f is not None], -1).reshape(-1)
-        x = self.known(base)
-        if x is None or not torch.equal(whole, torch.arange(len(whole))):
-            return None
-        (rope,) = [rope for rope in ropes if rope is not None]
-        first = sum(shape(part)[-1] for part in parts[: ropes.index(rope)])
-        return self._turn(rope, x, shape(node)[-1], first, rope.style)
-
-    def _turn(self, rope: Rope, x: Any, size: int, first: int, style: str) -> Any:
-        operands = [x, self.positions, self.constant(rope.inv_freq)]
-        facts: dict[str, Any] = {"head_size": size, "scale": rope.scale, "style": style}
-        if first:
-            facts["offset"] = first
-        return build("graph.rope", operands, [x.type], **facts).results[0]
 
     # ---- caches and attention
 
@@ -406,7 +255,7 @@ class _Importer(Values):
             )
         source = Source(self.value(found.x), found.weight, None, self.values[found.chosen])
         self.sources[node] = source
-        return self.experts(source, shape(found.weight)[1:], None, node)
+        return self.build_experts(source, shape(found.weight)[1:], None, node)
 
     def _weighted_sum(self, node: Node) -> Any:
         found = match_weighted_sum(node)

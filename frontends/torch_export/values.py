@@ -111,20 +111,20 @@ class Values:
                 "slices and transpositions",
             )
         if slots > 1:
-            return self.experts(source, [view[1][0], width], view, node)
+            return self.build_experts(source, [view[1][0], width], view, node)
         bias = None
         if source.bias is not None:
             bias = self.weight(source.bias, node, view)
         wide = (view[0] * width, [*view[1], width], [*(s * width for s in view[2]), 1])
-        return self.linear(source.x, self.weight(source.weight, node, wide), bias, node)
+        return self.build_linear(source.x, self.weight(source.weight, node, wide), bias, node)
 
-    def linear(self, x: Any, weight: Any, bias: Any, node: Node) -> Any:
+    def build_linear(self, x: Any, weight: Any, bias: Any, node: Node) -> Any:
         """A graph.linear; node gives the dtype."""
         operands = [x, weight] + ([] if bias is None else [bias])
         kind = self.type(node, prod(int(s or 0) for s in shape_of(weight)[:-1]))
         return build("graph.linear", operands, [kind]).results[0]
 
-    def experts(self, source: Source, sizes: list[int], rows: View | None, node: Node) -> Any:
+    def build_experts(self, source: Source, sizes: list[int], rows: View | None, node: Node) -> Any:
         """A graph.expert_linear; sizes: [rows, K] of an expert; rows: which, or None for all."""
         number, every, width = shape(source.weight)
         view = None

@@ -164,7 +164,7 @@ def test_layers_share_chosen_positions(context: Any) -> None:
 def router(context: Any, experts: int, name: str = "graph.router", **facts: Any) -> Any:
     """An operation that says how to choose."""
     given = {"groups": 1, "top_groups": 1, "normalize": True, "scale": 1.0, **facts}
-    with context, ir.Location.unknown(), ir.InsertionPoint(ir.Module.create().body):
+    with context, ir.Location.unknown():
         return build(f"test.{name}", [], [], experts=experts, **given)
 
 
