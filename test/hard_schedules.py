@@ -320,7 +320,7 @@ class _Layers:
         shared: dict[str, Any] = {}
         if several:
             parts = [max(0, bound - 1) for bound in self.ranges(tiles)[:-1]] + [tiles]
-            shared = {"share": "rows", "parts": [parts], "level": "peer"}
+            shared = {"share": "rows", "parts": parts, "level": "peer"}
 
         def candidate(lo: Any, hi: Any) -> None:
             build("tile.logits", [lo, hi], bases=[0, 8])

@@ -25,7 +25,7 @@ Progress = Callable[[str, float], None]
 # Order matters: each pass refines what the one before it decided (docs/journey.md).
 PIPELINE = (
     "builtin.module(absorb-latents{{enable={absorb}}},graph-fuse,"
-    "specialize-gpu{{devices={devices} target={target}}},"
+    "specialize-gpu{{devices={devices} placement={placement} target={target}}},"
     "tile-graph{{tokens={tokens} sequences={sequences} page={page} pages={pages}}},"
     "fuse-communication,specialize-block{{target={target}}},select-sync,specialize-warp{{target={target}}},"
     "schedule-pipeline{{target={target}}},outline-stages{{target={target}}},"

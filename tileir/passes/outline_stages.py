@@ -313,7 +313,9 @@ def _map(op: Any, arguments: dict[Any, Any]) -> None:
 
     def consumer() -> None:
         (body,) = _regions(op, arguments)
-        body.append_to(build("engine.map", [out], regions=1, rows=get(op, "rows")).regions[0])
+        rows = get(op, "rows")
+        facts = {"rows": rows, "space": get(op, "space", rows)}
+        body.append_to(build("engine.map", [out], regions=1, **facts).regions[0])
 
     _role("consumer", consumer)
 

@@ -3,8 +3,9 @@
 from math import prod
 from typing import Any
 
-from tileir.dialect.attributes import get, name_of, put, static_shape, walk
+from tileir.dialect.attributes import get, located, name_of, put, static_shape, walk
 from tileir.dialect.tile import source_of
+from tileir.errors import TileirError
 
 BASED = (
     "tile.bias",
@@ -22,17 +23,33 @@ def part_of(op: Any, device: int) -> Any | None:
     if device not in devices:
         return None
     part = op.clone(ip=False)
-    for name in ("share", "parts"):
+    for name in ("share", "parts", "units"):
         if name in part.attributes:
             del part.attributes[name]
     if name_of(op) == "tile.contract" and source_of(op) == "experts":
         put(part, experts=[0, _experts(op)])
     share, place = get(op, "share", "all"), devices.index(device)
     cut = {"rows": _rows, "sum": _values}.get(share)
-    if cut is not None and not cut(part, get(op, "parts"), place):
+    if cut is not None and not cut(part, op, place):
         part.erase()
         return None
     return part
+
+
+def bounds_of(op: Any, total: int) -> list[int]:
+    """Where the GPUs' ranges of `total` things begin and end: `parts` of `units`, by default the things themselves.
+
+    Raises TileirError if a bound lies inside a thing.
+    """
+    units = get(op, "units", total)
+    places = [total * part for part in get(op, "parts")]
+    if any(place % units for place in places):
+        raise TileirError(
+            f"{total} of {name_of(op)} in {units} equal units",
+            location=located(op),
+            hint="choose another placement, or another number of GPUs",
+        )
+    return [place // units for place in places]
 
 
 def _experts(op: Any) -> int:
@@ -42,26 +59,29 @@ def _experts(op: Any) -> int:
     return int(get(owner, "experts"))
 
 
-def _rows(part: Any, parts: Any, place: int) -> bool:
+def _rows(part: Any, op: Any, place: int) -> bool:
     """Keep a range of the stage's tasks; whether anything is left."""
-    if name_of(part) == "tile.contract" and source_of(part) == "tape":
-        return _tiles(part, parts, place)
-    first, behind = parts[place], parts[place + 1]
-    match name_of(part):
+    match name_of(op):
+        case "tile.contract" if source_of(op) == "tape":
+            return _tiles(part, op, place)
         case "tile.contract":
+            first, behind = bounds_of(op, _experts(op))[place : place + 2]
             put(part, experts=[first, behind])
         case "tile.attend":
+            first, behind = bounds_of(op, get(op, "groups"))[place : place + 2]
             splits = get(part, "splits")
             put(part, tile_base=first * splits, tasks=(behind - first) * splits)
-        case "tile.map":
-            put(part, tile_base=first, rows=behind - first)
+        case _:
+            first, behind = bounds_of(op, get(op, "rows"))[place : place + 2]
+            put(part, tile_base=first, rows=behind - first, space=get(op, "rows"))
     return bool(behind > first)
 
 
-def _tiles(part: Any, parts: list[list[int]], place: int) -> bool:
+def _tiles(part: Any, op: Any, place: int) -> bool:
     """Cut a contract's segments to a GPU's tiles of each; of these, to the slice [number, slices] that it is."""
     segments = list(walk(part, "tile.segment"))
-    held = [(bounds[place], bounds[place + 1]) for bounds in parts]
+    bounds = [bounds_of(op, get(segment, "tiles")) for segment in segments]
+    held = [(b[place], b[place + 1]) for b in bounds]
     total = sum(behind - first for first, behind in held)
     number, slices = get(part, "slice", [0, 1])
     low, high, at, left = number * total // slices, (number + 1) * total // slices, 0, 0
@@ -106,9 +126,10 @@ def _cut(segment: Any, first: int, behind: int) -> None:
         put(op, bases=[base + shift for base in get(op, "bases")])
 
 
-def _values(part: Any, parts: list[int], place: int) -> bool:
+def _values(part: Any, op: Any, place: int) -> bool:
     """Keep a range of K; the raw sums go into this GPU's part of the channel."""
-    first, behind = parts[place], parts[place + 1]
+    bounds = bounds_of(op, get(op, "k"))
+    first, behind = bounds[place : place + 2]
     if behind <= first:
         return False
     offset, stride = get(part, "x", [0, 0])
@@ -119,9 +140,8 @@ def _values(part: Any, parts: list[int], place: int) -> bool:
         begin = view[0] + first * strides[-1]
         views.append([begin, *sizes[:-1], behind - first, *strides])
     put(part, k=behind - first, x=[offset + first, stride], views=views)
-    held = [p for p in range(place) if parts[p + 1] > parts[p]]
-    shape = static_shape(part.results[0])[1:]
-    shift = len(held) * prod(shape[1:])
-    for op in walk(part, "tile.publish"):
-        put(op, bases=[base + shift for base in get(op, "bases")])
+    before = sum(bounds[p + 1] > bounds[p] for p in range(place))
+    shift = before * prod(static_shape(part.results[0])[2:])
+    for inner in walk(part, "tile.publish"):
+        put(inner, bases=[base + shift for base in get(inner, "bases")])
     return True

@@ -8,6 +8,7 @@ from tileir.dialect.tile import source_of
 from tileir.mlir import ir
 from tileir.passes.base import Pass
 from tileir.passes.dataflow import decided, readers
+from tileir.passes.parts import bounds_of
 from tileir.scheduling.assign import ranges
 from tileir.scheduling.cost import choose_splits, usual_rows
 from tileir.target import Target, find_target
@@ -64,7 +65,10 @@ def _split_attention(op: Any, target: Target, context: int) -> None:
     groups = next(
         g
         for g in range(get(op, "groups"), heads + 1)
-        if heads % g == 0 and g % kv_heads == 0 and (heads // g <= most or g == heads)
+        if heads % g == 0
+        and g % kv_heads == 0
+        and g % get(op, "units", 1) == 0
+        and (heads // g <= most or g == heads)
     )
     rows, results = usual_rows(context, window), heads * (value + 2)
     splits = choose_splits(target, groups, size // 2 if latent else size, rows, results)
@@ -103,9 +107,8 @@ def _split_tiles(op: Any, target: Target, context: int, devices: int) -> None:
 
 def _slices(made: list[Any], target: Target, candidates: bool) -> None:
     """Ranges of what each GPU has, the same number on all."""
-    parts = get(made[0], "parts")
-    devices = range(len(parts[0]) - 1)
-    most = max(sum(bounds[d + 1] - bounds[d] for bounds in parts) for d in devices)
+    bounds = [bounds_of(made[0], get(o, "tiles")) for o in walk(made[0], "tile.segment")]
+    most = max(sum(b[d + 1] - b[d] for b in bounds) for d in range(len(bounds[0]) - 1))
     count = len(ranges(most, target.sms))
     for number in range(1, count):
         made.append(_range(made[-1], candidates, slice=[number, count]))

@@ -1,42 +1,49 @@
 """specialize-gpu: split the node into GPU roles."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
+from math import prod
 from typing import Any, ClassVar
 
-from tileir.dialect.attributes import get, name_of, put, shape_of
+from tileir.dialect.attributes import get, name_of, put, shape_of, static_shape
+from tileir.dialect.tile import HALF_ROWS, TILE_ROWS
 from tileir.errors import TileirError
 from tileir.passes.base import Pass
-from tileir.passes.dataflow import DECLARATIONS, decided, operations, step_function
-from tileir.scheduling.cost import attend_us, choose_splits, contract_us, usual_rows
-from tileir.target import Target, find_target
+from tileir.passes.dataflow import (
+    DECLARATIONS,
+    decided,
+    operations,
+    producer,
+    readers,
+    step_function,
+)
+from tileir.passes.segments import LINEARS, weight_of
+from tileir.scheduling.cost import ELEMENT_BYTES, usual_rows
+from tileir.scheduling.placement import Work, candidates
+from tileir.target import find_target
 
-
-@dataclass(frozen=True)
-class Placement:
-    """A candidate: the GPUs that share every stage, and µs a step by stage kind."""
-
-    devices: list[int]
-    prices: dict[str, float]
-
-    def __str__(self) -> str:
-        parts = ", ".join(f"{kind} {price:.1f}" for kind, price in self.prices.items())
-        us = sum(self.prices.values())
-        return f"tp={len(self.devices)} on GPUs {self.devices}: {us:.1f} us a step ({parts})"
+ATTENDS = ("graph.attention", "graph.latent_attention")
+INDEX = ("graph.index_scores", "graph.top_k")
+# What keeps the order of heads, so that a GPU's heads stay its heads.
+BY_HEADS = ("graph.rms_norm", "graph.rope", "graph.append", "graph.grouped_linear")
 
 
 @dataclass(frozen=True)
 class SpecializeGpuPass(Pass):
     """Place every stage on GPUs.
 
-    Before: graph level with stages. After: every op of a stage has `devices`, the GPUs that run it:
-    those of the cheapest candidate for `target`. One GPU has one candidate; several are refused,
-    since no pass makes channels between GPUs. `print-candidates` writes the priced candidates to
+    Before: graph level with stages. After: every op of a stage has `devices`, the GPUs that run it, and on several
+    GPUs `share`, what each does of it: "all", or "rows" or "sum" with `parts`, the bounds of the GPUs' ranges in
+    `units` (heads, experts, tiles). `placement` names a candidate, else the cheapest for `target` is taken:
+    "tensor-parallel", "replicated-attention", "indexer-apart". `print-candidates` writes the priced candidates to
     stderr.
 
-        "graph.linear"(…) {stage = 1, stage_kind = "contract"}
+        "graph.linear"(…) {stage = 4, stage_kind = "contract"}
         →
-        "graph.linear"(…) {stage = 1, stage_kind = "contract", devices = array<i64: 0>}
+        "graph.linear"(…) {stage = 4, stage_kind = "contract", devices = array<i64: 0, 1, 2>, share = "rows",
+                           units = 4, parts = array<i64: 0, 2, 3, 4>}
     """
 
     name: ClassVar[str] = "specialize-gpu"
@@ -45,44 +52,182 @@ class SpecializeGpuPass(Pass):
 
     devices: int = 1
     target: str = "h100"
+    placement: str = ""
     print_candidates: bool = False
 
     def run(self, module: Any) -> None:
-        """Put `devices`. Raises TileirError for another number of GPUs than one."""
-        if self.devices != 1:
-            raise TileirError(
-                f"{self.devices} devices", hint="this version places models on one GPU: devices=1"
-            )
+        """Put the attributes. Raises TileirError for a placement that is no candidate."""
+        if self.devices < 1:
+            raise TileirError(f"{self.devices} devices", hint="one GPU or more: devices=2")
         target = find_target(self.target)
         ops = [o for o in operations(step_function(module))[:-1] if name_of(o) not in DECLARATIONS]
         stages: dict[int, list[Any]] = {}
         for op in ops:
             stages.setdefault(decided(op, "stage", "graph-fuse"), []).append(op)
         context = decided(module, "tileir.context", "the importer")
-        candidates = [Placement([0], _prices(stages, target, context))]
+        work = [_work(members, context, self.devices) for members in stages.values()]
+        found = {c.name: c for c in candidates(work, self.devices, target)}
         if self.print_candidates:
-            print(*candidates, sep="\n", file=sys.stderr)
-        best = min(candidates, key=lambda placement: sum(placement.prices.values()))
-        for op in ops:
-            put(op, devices=best.devices)
+            print(*found.values(), sep="\n", file=sys.stderr)
+        best = min(found.values(), key=lambda c: c.us)
+        if self.placement:
+            best = found.get(self.placement) or self._unknown(list(found))
+        for members, share in zip(stages.values(), best.shares, strict=True):
+            facts: dict[str, Any] = {"devices": share.devices}
+            if self.devices > 1:
+                facts["share"] = share.how
+            if share.parts:
+                facts |= {"units": share.units, "parts": share.parts}
+            for op in members:
+                put(op, **facts)
+
+    def _unknown(self, names: list[str]) -> Any:
+        near = get_close_matches(self.placement, names, n=1)
+        guess = f"did you mean {near[0]!r}? " if near else ""
+        raise TileirError(
+            f"no placement {self.placement!r} of this model on {self.devices} GPUs",
+            hint=f"{guess}candidates: {', '.join(names)}",
+        )
 
 
-def _prices(stages: dict[int, list[Any]], target: Target, context: int) -> dict[str, float]:
-    """µs of all stages on one GPU, by kind."""
-    prices: dict[str, float] = {}
-    for ops in stages.values():
-        kind = decided(ops[0], "stage_kind", "graph-fuse")
-        prices[kind] = prices.get(kind, 0.0) + _price(ops, target, context)
-    return prices
+def _work(members: list[Any], context: int, devices: int) -> Work:
+    """What a stage is, for placing it."""
+    names = {name_of(op) for op in members}
+    linears = [op for op in members if name_of(op) in LINEARS]
+    size = ELEMENT_BYTES * sum(_weight_values(op) for op in linears)
+    attends = [op for op in members if name_of(op) in ATTENDS]
+    if attends:
+        (op,) = attends
+        rows = usual_rows(context, get(op, "window", 0))
+        values = sum(prod(s[0::2]) for s in (static_shape(v) for v in op.operands if _is_state(v)))
+        units = _units(op, devices)
+        return Work("heads" if units > 1 else "all", units, ELEMENT_BYTES * rows * values, hops=2)
+    if names & set(INDEX):
+        rows = (
+            usual_rows(context, 0) * static_shape(members[0].operands[2])[2]
+            if "graph.index_scores" in names
+            else 0
+        )
+        return Work("index", 1, ELEMENT_BYTES * rows)
+    if "graph.expert_linear" in names:
+        experts, *_ = static_shape(weight_of(linears[0]))
+        slots = static_shape_of(linears[0].operands[1])
+        return Work("experts", experts, size / experts * slots)
+    if linears and "graph.sample" in _next(members):
+        return Work("vocabulary", -(-static_shape(weight_of(linears[0]))[0] // TILE_ROWS), size)
+    role, units = _role(members, linears, devices)
+    return Work(role, units, size)
 
 
-def _price(ops: list[Any], target: Target, context: int) -> float:
-    weights = [shape_of(op.operands[1]) for op in ops if name_of(op) == "graph.linear"]
-    if weights:
-        rows, k = sum(shape[0] or 0 for shape in weights), weights[0][1] or 0
-        return contract_us(target, rows, k)
-    if name_of(ops[0]) == "graph.attention":
-        heads, size, window = (get(ops[0], n) for n in ("kv_heads", "head_size", "window"))
-        rows = usual_rows(context, window)
-        return attend_us(target, heads, size, choose_splits(target, heads, size, rows), rows)
-    return target.hop_us
+def _weight_values(linear: Any) -> int:
+    return prod(static_shape(weight_of(linear)))
+
+
+def static_shape_of(value: Any) -> int:
+    """Values a token."""
+    size = shape_of(value)[-1]
+    assert size is not None
+    return size
+
+
+def _is_state(value: Any) -> bool:
+    return len(shape_of(value)) == 3
+
+
+def _next(members: list[Any]) -> set[str]:
+    """The operations that read what a stage makes."""
+    return {name_of(r) for op in members for value in op.results for r in readers(value)}
+
+
+def _units(attend: Any, devices: int) -> int:
+    """Into how many equal units the heads of an attention can be shared out; 1: not at all."""
+    if name_of(attend) == "graph.attention":
+        return int(get(attend, "kv_heads"))
+    heads = int(get(attend, "heads"))
+    return devices if heads % devices == 0 else heads
+
+
+def _role(members: list[Any], linears: list[Any], devices: int) -> tuple[str, int]:
+    """The role of a stage that is no attention, no expert and no head."""
+    ends = [op for op in members if any(r not in members for v in op.results for r in readers(v))]
+    feeds = [attend for op in ends for attend in _attends_behind(op)]
+    if ends and _only_index(ends):
+        return "index", 1
+    if feeds and all(_headed(op, devices) for op in ends):
+        return "heads", _units(feeds[0], devices)
+    if linears and name_of(linears[0]) != "graph.expert_linear":
+        before = _attend_before(linears[0].operands[0])
+        biased = len(list(linears[0].operands)) > 2
+        if before is not None and _units(before, devices) > 1:
+            if name_of(linears[0]) == "graph.grouped_linear":
+                return "heads", _units(before, devices)
+            if len(linears) == 1 and not biased:
+                return "heads sum", _units(before, devices)
+        glu = next((op for op in members if name_of(op) == "graph.glu"), None)
+        if glu is not None and name_of(linears[0]) == "graph.linear" and _summed(glu):
+            return "columns", _columns(glu)
+        source = producer(linears[0].operands[0])
+        if source is not None and name_of(source) == "graph.glu" and _summed(source) and not biased:
+            return "columns sum", _columns(source)
+    return "all", 1
+
+
+def _columns(glu: Any) -> int:
+    return static_shape_of(glu.results[0]) // HALF_ROWS
+
+
+def _summed(glu: Any) -> bool:
+    """Whether a gated unit of whole tiles feeds one plain linear, whose sum can be cut with it."""
+    after = readers(glu.results[0])
+    rows = static_shape_of(glu.results[0])
+    plain = [r for r in after if name_of(r) == "graph.linear" and len(list(r.operands)) == 2]
+    return len(after) == len(plain) == 1 and rows % HALF_ROWS == 0
+
+
+def _attends_behind(op: Any) -> Iterator[Any]:
+    """The attentions that a value reaches, by heads."""
+    for value in op.results:
+        for reader in readers(value):
+            if name_of(reader) in ATTENDS:
+                yield reader
+            elif name_of(reader) in BY_HEADS:
+                yield from _attends_behind(reader)
+
+
+def _headed(op: Any, devices: int) -> bool:
+    """Whether a value is read by heads only: as queries, or as keys and values of several kv heads."""
+    for value in op.results:
+        for reader in readers(value):
+            name = name_of(reader)
+            if name in ATTENDS:
+                latent = name == "graph.latent_attention"
+                queries = list(reader.operands)[: 2 if latent else 1]
+                if value not in queries and (latent or get(reader, "kv_heads") == 1):
+                    return False
+                if _units(reader, devices) == 1:
+                    return False
+            elif name not in BY_HEADS or not _headed(reader, devices):
+                return False
+    return True
+
+
+def _only_index(ends: list[Any]) -> bool:
+    """Whether values reach indexers and nothing else."""
+    for op in ends:
+        for value in op.results:
+            for reader in readers(value):
+                if name_of(reader) in INDEX:
+                    continue
+                if name_of(reader) not in (*BY_HEADS, "graph.layer_norm") or not _only_index(
+                    [reader]
+                ):
+                    return False
+    return True
+
+
+def _attend_before(value: Any) -> Any:
+    """The attention whose output this is, as it is or head by head; None if it is none's."""
+    owner = producer(value)
+    if owner is not None and name_of(owner) == "graph.grouped_linear":
+        owner = producer(owner.operands[0])
+    return owner if owner is not None and name_of(owner) in ATTENDS else None

@@ -31,7 +31,7 @@ from tileir.passes.declarations import Declarations
 from tileir.passes.graph_fuse import appends_of, in_prologue
 from tileir.passes.segments import Piece, Run, runs_of, weight_of
 
-PLACEMENT = ("devices", "share", "parts")
+PLACEMENT = ("devices", "share", "units", "parts")
 SELECT_FACTS = ("k", "groups", "top_groups", "normalize", "scale")
 
 
@@ -334,6 +334,12 @@ class _Builder:
         result = self._result(runs, slots)
         weights = [weight_of(o) for run in runs for o in run.linears]
         views = [view_of(w) for w in weights]
+        if get(linear, "share") == "sum":
+            # Ranges of K are views.
+            views = [
+                v or [0, *static_shape(w), facts["k"], 1]
+                for v, w in zip(views, weights, strict=True)
+            ]
         if any(views):
             facts["views"] = views
         made = build(
