@@ -90,6 +90,19 @@ def fake_hf(config: Any, dtype: torch.dtype = torch.bfloat16) -> Any:
     return model
 
 
+def fake_draft(model: Any) -> Any:
+    """A draft model of one layer for a model of fake_hf, of its dtype and without memory for its weights either."""
+    from transformers.modeling_layers import MtpModel
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(next(iter(model.parameters())).dtype)
+    try:
+        with _fake_mode(model) or nullcontext():
+            return MtpModel(model, 1).eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(before)
+
+
 def _real_buffers(model: Any, config: Any) -> None:
     """Replace fake rotary buffers by real ones, made by the same module outside the fake mode."""
     for module in model.modules():

@@ -13,6 +13,7 @@ from tileir.errors import TileirError
 from tileir.frontends.torch_export import (
     export_decode,
     export_draft_decode,
+    fake_draft,
     fake_hf,
     import_program,
 )
@@ -171,3 +172,15 @@ def test_kernels_are_chosen_for_the_export_only() -> None:
     export_decode(model, 64)
     assert dict(vars(model.config)) == before
     assert not any("forward" in vars(m) for m in model.modules())
+
+
+def test_fake_drafts_import() -> None:
+    """A draft layer without memory for its weights, beside its model."""
+    real, _ = tiny_mtp()
+    model = fake_hf(real.config)
+    module = import_program(export_draft_decode(model, fake_draft(model), 64), new_context())
+    names = {get(o, "sym_name") for o in walk(module, "graph.weight")}
+    assert "mtp.layers.0.eh_proj.weight" in names
+    assert len(list(walk(module, "graph.sample"))) == 2
+    states = [get(o, "sym_name") for o in walk(module, "graph.state")]
+    assert states == [f"latent_cache_{i}" for i in range(4)]
