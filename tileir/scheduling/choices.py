@@ -5,12 +5,22 @@ from collections.abc import Sequence
 from tileir.scheduling.problem import Choice, Problem, Row, fault
 
 
-def check_choices(problem: Problem) -> None:
-    """Who goes by a choice takes as many as are chosen, of what there is to choose from. Raises ScheduleError."""
-    made = {row.written: (row, row.body.choice) for row in problem.rows if row.body.choice}
-    for maker, chosen in made.values():
-        assert chosen is not None
-        _check_choice(problem, maker, chosen)
+def check_choices(problem: Problem, problems: Sequence[Problem]) -> None:
+    """Who goes by a choice takes as many as are chosen, of what there is to choose from. Raises ScheduleError.
+
+    A choice that crosses may be made on another of the GPUs.
+    """
+    made: dict[str | None, tuple[Row, Choice]] = {}
+    for other in (*problems, problem):
+        for row in other.rows:
+            crosses = (
+                row.written in problem.channels and problem.channels[row.written].level == "peer"
+            )
+            if row.body.choice and (other is problem or crosses):
+                made[row.written] = row, row.body.choice
+    for row in problem.rows:
+        if row.body.choice:
+            _check_choice(problem, row, row.body.choice)
     for row in problem.rows:
         for stream in row.body.drains:
             if stream.of is None:

@@ -31,7 +31,7 @@ def verify(*problems: Problem) -> None:
     for problem in problems:
         check_capacity(problem)
         check_barriers(problem)
-        check_choices(problem)
+        check_choices(problem, problems)
     check_arrivals(problems)
     check_order(problems)
     edges = []
