@@ -1,5 +1,6 @@
 """Generated kernels: assembled by ptxas, without spills, no longer for deeper models."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from tileir.errors import TileirError
 from tileir.frontends.torch_export import export_decode
 from tileir.package import Package
 from tileir.packing import pack_row, tape_layout
+from tileir.target import TARGETS
 
 
 def compiled(**changes: Any) -> Package:
@@ -70,6 +72,14 @@ def test_head_sizes_that_have_no_kernel() -> None:
         compiled(head_dim=48)
 
 
-def test_queries_that_do_not_fit_the_registers() -> None:
-    with pytest.raises(TileirError, match=r"(?s)spills .* queries a kv head"):
+def test_queries_that_do_not_fit_the_registers(monkeypatch: pytest.MonkeyPatch) -> None:
+    greedy = replace(TARGETS["h100"], queries=8)
+    monkeypatch.setitem(TARGETS, "h100", greedy)
+    with pytest.raises(TileirError, match=r"(?s)spills .* fewer queries in a group"):
         compiled(num_attention_heads=8, num_key_value_heads=1, head_dim=128)
+
+
+def test_groups_of_queries_fit_the_registers() -> None:
+    """Eight queries of a kv head are two groups of four."""
+    package = compiled(num_attention_heads=8, num_key_value_heads=1, head_dim=128)
+    assert package.manifest["assembled"]["spill_bytes"] == 0

@@ -60,9 +60,9 @@ def test_wrong_epoch(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that is an epoch behind leaves its readers waiting; the report says for what."""
     publish = protocol.Channel.publish
 
-    def late(self: Any, scheduler: Any, epoch: int, index: Any, values: Any) -> None:
+    def late(self: Any, scheduler: Any, epoch: int, *packet: Any) -> None:
         if not (self.name == "qkv_0" and epoch == 3):
-            publish(self, scheduler, epoch, index, values)
+            publish(self, scheduler, epoch, *packet)
 
     monkeypatch.setattr(protocol.Channel, "publish", late)
     with pytest.raises(DeviceHang, match="channel qkv_0 in epoch 3"):

@@ -255,7 +255,7 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
     "a channel at another place": (
         on(
             1,
-            lambda t: sub(r'offset = 20992( : i64, .*"linear_5")', r"offset = 30976\1")(
+            lambda t: sub(r'offset = \d+( : i64, .*"linear_5")', r"offset = 60928\1")(
                 sub(r"exchange_bytes = (\d+)", "exchange_bytes = 65536")(t)
             ),
         ),

@@ -188,7 +188,7 @@ class _Outliner:
         block = body.regions[0].blocks.append(*[v.type for v in values])
         with ir.InsertionPoint(block):
             arguments = dict(zip(values, block.arguments, strict=True))
-            if makes:
+            if makes and kind == "select":
                 _argmax(part, arguments, makes)
             else:
                 EMIT[kind](part, arguments)

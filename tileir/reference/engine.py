@@ -112,8 +112,9 @@ class Launch:
             return
         self._counted = number
         for request, position, row in self.plan.accepted:
-            if request < len(self.logits) and self.logits[request] is not None:
-                self.logits[request][position] = self.step_logits[row]
+            wanted = self.logits[request] if request < len(self.logits) else None
+            if wanted is not None:
+                wanted[position] = self.step_logits[row]
 
     def left(self) -> None:
         """An SM's consumers have ended."""
