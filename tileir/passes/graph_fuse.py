@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import networkx as nx
@@ -210,6 +211,7 @@ class _Matcher:
         once = owner is not None and name_of(owner) in ("graph.state", "graph.append")
         if not once or len(readers(state)) != 1:
             raise _refuse(op, "a state with several readers", "append once to a state, then read")
+        _check_once(op)
         stage = self.ends.get(x)
         mapped = stage is not None and stage.kind == "map" and "graph.embedding" not in stage.names
         if stage is None or stage.gated or not (stage.linears or mapped):
@@ -314,11 +316,6 @@ class _Matcher:
         for n, stage in ((n, stage) for n, group in enumerate(members) for stage in group):
             for op in stage.ops:
                 graph.add_edges_from((number[id(self.ends[v])], n) for v in self._read(op, stage))
-        loop = next(nx.simple_cycles(graph), None)
-        if loop:
-            op = members[min(loop)][0].ops[0]
-            hint = "linears on the same values share a stage"
-            raise _refuse(op, f"the stage of {name_of(op)} waits for what it makes itself", hint)
         order = nx.lexicographical_topological_sort(graph, key=lambda n: members[n][0].first)
         return [members[n] for n in order]
 
@@ -361,6 +358,19 @@ def appends_of(state: Any) -> list[Any]:
         found.append(owner)
         owner = producer(owner.operands[0])
     return sorted(found, key=lambda append: int(get(append, "offset", 0)))
+
+
+def _check_once(append: Any) -> None:
+    """Raises TileirError if an append writes values of a state's row that another has written in the step."""
+    taken = []
+    for op in appends_of(append.results[0]):
+        first = get(op, "offset", 0)
+        width = (shape_of(op.operands[1])[-1] or 0) // (shape_of(op.operands[0])[0] or 1)
+        taken.append((first, first + width))
+    for (_, behind), (first, last) in pairwise(taken):
+        if first < behind:
+            what = f"values {first} … {min(behind, last) - 1} of a state's row are appended twice"
+            raise _refuse(append, what, "append each value of a row once")
 
 
 def states_of(op: Any) -> list[Any]:
