@@ -2,7 +2,8 @@
 
 // CHECK: --split-input-file
 // CHECK: passes, each also a flag
-// CHECK-NEXT: graph-fuse
+// CHECK-NEXT: absorb-latents
+// CHECK: graph-fuse
 // CHECK: tile-graph
 // CHECK-NEXT: tokens=int (default 1)
 // CHECK: verify-schedule

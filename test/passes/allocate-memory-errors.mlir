@@ -2,8 +2,8 @@
 
 // 8 tokens of 16384 activations do not fit beside the rings.
 
-// CHECK: shared memory: 362752 bytes needed, 232448 available
-// CHECK: activations take 262144, partial sums 0, the least rings 98304: fewer tokens
+// CHECK: shared memory: 370944 bytes needed, 232448 available
+// CHECK: activations take 262144, partial sums 8192, the least rings 98304: fewer tokens
 
 !x = tensor<8x16384xbf16, "channel">
 module attributes {tileir.level = "engine"} {
@@ -14,8 +14,9 @@ module attributes {tileir.level = "engine"} {
         "engine.receive"(%in) ({
         ^bb0(%value: f32):
           "tile.yield"(%value) : (f32) -> ()
-        }) {k = 16384 : i64} : (!x) -> ()
+        }) {k = 16384 : i64, offset = 0 : i64, stride = 0 : i64, groups = 1 : i64} : (!x) -> ()
+        "engine.multiply"() {source = "tape", ring = "tape", k = 16384 : i64, tiles = 1 : i64} : () -> ()
       }) {sym_name = "consumer"} : () -> ()
     }) {sym_name = "contract_0", kind = "contract"} : () -> ()
-  }) {index = 0 : i64, sms = 132 : i64, consumer_warps = 16 : i64, tokens = 8 : i64, context = 64 : i64, vocabulary = 64 : i64} : () -> ()
+  }) {index = 0 : i64, devices = 1 : i64, sequences = 1 : i64, page = 0 : i64, sms = 132 : i64, consumer_warps = 16 : i64, tokens = 8 : i64, context = 64 : i64, vocabulary = 64 : i64} : () -> ()
 }

@@ -21,7 +21,7 @@
 // CHECK: offset = 2560 : i64, {{.*}}sym_name = "y"
 // CHECK: offset = 3328 : i64, {{.*}}sym_name = "best"
 // CHECK: engine.body
-// CHECK: constant_bytes = 5376 : i64, consumer_warps = 16 : i64, context = 64 : i64, exchange_bytes = 3584 : i64
+// CHECK: constant_bytes = 5376 : i64, consumer_warps = 16 : i64, context = 64 : i64, devices = 1 : i64, exchange_bytes = 3584 : i64
 // CHECK-SAME: part_offset = 214272 : i64, scratch_offset = 217344 : i64, smem_bytes = 219648 : i64
 // CHECK-SAME: state_bytes = 8192 : i64
 // CHECK-SAME: x_offset = 212992 : i64
@@ -45,12 +45,12 @@ module attributes {tileir.level = "engine"} {
         "engine.receive"(%in) ({
         ^bb0(%value: f32):
           "tile.yield"(%value) : (f32) -> ()
-        }) {k = 600 : i64} : (!x) -> ()
-        "engine.multiply"() {ring = "tape", k = 600 : i64, tiles = 9 : i64} : () -> ()
+        }) {k = 600 : i64, offset = 0 : i64, stride = 0 : i64, groups = 1 : i64} : (!x) -> ()
+        "engine.multiply"() {source = "tape", ring = "tape", k = 600 : i64, tiles = 9 : i64} : () -> ()
         "engine.emit"(%out) ({
           "tile.yield"() : () -> ()
         }) {tiles = 9 : i64, space = 9 : i64} : (!y) -> ()
       }) {sym_name = "consumer"} : () -> ()
     }) {sym_name = "contract_0", kind = "contract"} : () -> ()
-  }) {index = 0 : i64, sms = 4 : i64, consumer_warps = 16 : i64, tokens = 1 : i64, context = 64 : i64, vocabulary = 64 : i64} : () -> ()
+  }) {index = 0 : i64, devices = 1 : i64, sequences = 1 : i64, page = 0 : i64, sms = 4 : i64, consumer_warps = 16 : i64, tokens = 1 : i64, context = 64 : i64, vocabulary = 64 : i64} : () -> ()
 }

@@ -17,7 +17,7 @@ module attributes {tileir.level = "tile", tileir.context = 64 : i64, tileir.voca
     %x = "tile.map"(%table) ({
       %value = "tile.lookup"(%table) {scale = 1.0 : f64} : (!table) -> f32
       "tile.yield"(%value) : (f32) -> ()
-    }) {rows = 32 : i64} : (!table) -> !x
+    }) {rows = 32 : i64, devices = array<i64: 0>} : (!table) -> !x
     return %x : !x
   }
 }

@@ -43,10 +43,10 @@
 // CHECK-NOT: engine.body
 
 // CHECK: "engine.row"() {body = "lookup_0", names = ["embedding_0", "embed"], phase = 0
-// CHECK: "engine.row"() {body = "contract_0", names = ["embedding_0", "qkv_1", "n0", "qkv_0"], phase = 1 : i64, rotation = 0 : i64, tile_base = 0 : i64, weights = ["w0"]}
-// CHECK: "engine.row"() {body = "contract_0", names = ["qkv_1", "qkv_2", "n1", "v"], phase = 2 : i64, rotation = 3 : i64, tile_base = 0 : i64, weights = ["w1"]}
+// CHECK: "engine.row"() {body = "contract_0", names = ["embedding_0", "qkv_1", "n0", "qkv_0"], phase = 1 : i64, rotation = 0 : i64, stage = 1 : i64, tile_base = 0 : i64, weights = ["w0"]}
+// CHECK: "engine.row"() {body = "contract_0", names = ["qkv_1", "qkv_2", "n1", "v"], phase = 2 : i64, rotation = 3 : i64, stage = 2 : i64, tile_base = 0 : i64, weights = ["w1"]}
 // CHECK: "engine.row"() {body = "contract_1", names = ["qkv_2", "linear_0"], phase = 3
-// CHECK: consumer_warps = 4 : i64, context = 64 : i64, index = 0 : i64, sms = 4 : i64, tokens = 1 : i64, vocabulary = 128 : i64
+// CHECK: consumer_warps = 4 : i64, context = 64 : i64, devices = 1 : i64, index = 0 : i64, page = 0 : i64, sequences = 1 : i64, sms = 4 : i64, tokens = 1 : i64, vocabulary = 128 : i64
 module attributes {tileir.level = "tile", tileir.context = 64 : i64, tileir.vocabulary = 128 : i64, tileir.roles = {consumer = 4 : i64}, tileir.rings = {slot_bytes = 65536 : i64, window = 3 : i64}} {
   func.func @step() -> !x {
     %table = "tile.buffer"() {sym_name = "embed", kind = "tensor"} : () -> !table
@@ -57,7 +57,7 @@ module attributes {tileir.level = "tile", tileir.context = 64 : i64, tileir.voca
     %x = "tile.map"(%table) ({
       %value = "tile.lookup"(%table) {scale = 1.0 : f64} : (!table) -> f32
       "tile.yield"(%value) : (f32) -> ()
-    }) {rows = 32 : i64, payload = "bf16x2", protocol = "packet", level = "gpu", depth = 1 : i64, phase = 0 : i64, rotation = 0 : i64} : (!table) -> !x
+    }) {devices = array<i64: 0>, rows = 32 : i64, payload = "bf16x2", protocol = "packet", level = "gpu", depth = 1 : i64, phase = 0 : i64, rotation = 0 : i64} : (!table) -> !x
     %y = "tile.contract"(%x) ({
     ^bb0(%value: f32):
       %n = "tile.rms_norm"(%value, %n0) {eps = 1.0e-05 : f64, unit_offset = false} : (f32, !w) -> f32
@@ -70,7 +70,7 @@ module attributes {tileir.level = "tile", tileir.context = 64 : i64, tileir.voca
         "tile.yield"() : () -> ()
       }) {tiles = 4 : i64, inner = 4 : i64, step = 16 : i64, outer = 0 : i64, sources = array<i64: 0, 0, 0, 8>} : () -> ()
       "tile.yield"() : () -> ()
-    }) {weights = ["w0"], k = 64 : i64, groups = 1 : i64, k_parts = 1 : i64, tile_base = 0 : i64, tiles = 4 : i64, payload = "bf16x2", protocol = "packet", level = "gpu", depth = 1 : i64, release = ["qkv_0"], phase = 1 : i64, rotation = 0 : i64} : (!x) -> !x
+    }) {devices = array<i64: 0>, weights = ["w0"], k = 64 : i64, groups = 1 : i64, k_parts = 1 : i64, tile_base = 0 : i64, tiles = 4 : i64, payload = "bf16x2", protocol = "packet", level = "gpu", depth = 1 : i64, release = ["qkv_0"], phase = 1 : i64, rotation = 0 : i64} : (!x) -> !x
     %z = "tile.contract"(%y) ({
     ^bb0(%value: f32):
       %n = "tile.rms_norm"(%value, %n1) {eps = 1.0e-05 : f64, unit_offset = false} : (f32, !w) -> f32
@@ -83,7 +83,7 @@ module attributes {tileir.level = "tile", tileir.context = 64 : i64, tileir.voca
         "tile.yield"() : () -> ()
       }) {tiles = 4 : i64, inner = 4 : i64, step = 16 : i64, outer = 0 : i64, sources = array<i64: 0, 0, 0, 8>} : () -> ()
       "tile.yield"() : () -> ()
-    }) {weights = ["w1"], k = 64 : i64, groups = 1 : i64, k_parts = 1 : i64, tile_base = 0 : i64, tiles = 4 : i64, payload = "bf16x2", protocol = "packet", level = "gpu", depth = 1 : i64, release = ["v"], phase = 2 : i64, rotation = 3 : i64} : (!x) -> !x
+    }) {devices = array<i64: 0>, weights = ["w1"], k = 64 : i64, groups = 1 : i64, k_parts = 1 : i64, tile_base = 0 : i64, tiles = 4 : i64, payload = "bf16x2", protocol = "packet", level = "gpu", depth = 1 : i64, release = ["v"], phase = 2 : i64, rotation = 3 : i64} : (!x) -> !x
     %last = "tile.contract"(%z) ({
     ^bb0(%value: f32):
       "tile.yield"(%value) : (f32) -> ()
@@ -94,7 +94,7 @@ module attributes {tileir.level = "tile", tileir.context = 64 : i64, tileir.voca
         "tile.yield"() : () -> ()
       }) {tiles = 4 : i64, inner = 4 : i64, step = 16 : i64, outer = 0 : i64, sources = array<i64: 0, 0, 0, 8>} : () -> ()
       "tile.yield"() : () -> ()
-    }) {weights = ["w2"], k = 64 : i64, groups = 1 : i64, k_parts = 1 : i64, tile_base = 0 : i64, tiles = 4 : i64, payload = "bf16x2", protocol = "packet", level = "gpu", depth = 1 : i64, phase = 3 : i64, rotation = 0 : i64} : (!x) -> !x
+    }) {devices = array<i64: 0>, weights = ["w2"], k = 64 : i64, groups = 1 : i64, k_parts = 1 : i64, tile_base = 0 : i64, tiles = 4 : i64, payload = "bf16x2", protocol = "packet", level = "gpu", depth = 1 : i64, phase = 3 : i64, rotation = 0 : i64} : (!x) -> !x
     return %last : !x
   }
 }

@@ -18,7 +18,7 @@
 // CHECK: depth = 1 : i64,
 // CHECK-SAME: level = "gpu", payload = "bf16x2", protocol = "packet", release = ["k", "v"]
 // CHECK: tile.attend
-// CHECK-SAME: acquire = ["k", "v"], depth = 1 : i64
+// CHECK: {acquire = ["k", "v"], depth = 1 : i64
 // CHECK-SAME: payload = "f32", protocol = "packet"
 // CHECK: tile.candidate
 // CHECK: depth = 2 : i64,
@@ -52,7 +52,12 @@ module attributes {tileir.level = "tile"} {
       }) {tiles = 4 : i64, inner = 4 : i64, step = 16 : i64, outer = 0 : i64, sources = array<i64: 0, 0, 0, 8>} : () -> ()
       "tile.yield"() : () -> ()
     }) {weights = ["w"], k = 64 : i64, groups = 1 : i64, k_parts = 1 : i64, tile_base = 0 : i64, tiles = 4 : i64} : (!x) -> !x
-    %partial = "tile.attend"(%qkv, %k, %v) {heads = 2 : i64, kv_heads = 1 : i64, head_size = 32 : i64, scale = 1.0 : f64, window = 0 : i64, softcap = 0.0 : f64, splits = 4 : i64, offsets = array<i64: 0, 0, 32>} : (!x, !kv, !kv) -> !partial
+    %partial = "tile.attend"(%k, %v) ({
+      "tile.query"(%qkv) {offset = 0 : i64, stride = 32 : i64, size = 32 : i64} : (!x) -> ()
+      "tile.key"(%qkv) {offset = 0 : i64, stride = 32 : i64, size = 32 : i64} : (!x) -> ()
+      "tile.value"(%qkv) {offset = 32 : i64, stride = 32 : i64, size = 32 : i64} : (!x) -> ()
+      "tile.yield"() : () -> ()
+    }) {heads = 2 : i64, kv_heads = 1 : i64, head_size = 32 : i64, scale = 1.0 : f64, window = 0 : i64, softcap = 0.0 : f64, splits = 4 : i64, groups = 1 : i64, value_size = 32 : i64} : (!kv, !kv) -> !partial
     %best = "tile.contract"(%x) ({
     ^bb0(%value: f32):
       "tile.yield"(%value) : (f32) -> ()

@@ -30,10 +30,14 @@ module attributes {tileir.level = "tile", tileir.target = "h100", tileir.context
       "tile.yield"() : () -> ()
     }) {weights = ["w"], k = 64 : i64, groups = 1 : i64, k_parts = 1 : i64, tile_base = 0 : i64, tiles = 8 : i64} : (!x) -> !y
     // CHECK: tile.attend
-    // CHECK-SAME: splits = 1 : i64, window = 16 : i64
+    // CHECK: splits = 1 : i64, value_size = 16 : i64, window = 16 : i64
     // CHECK-SAME: -> tensor<1x4x1x18xf32, "channel">
-    %p = "tile.attend"(%y, %k, %v) {heads = 4 : i64, kv_heads = 2 : i64, head_size = 16 : i64, scale = 0.25 : f64,
-      window = 16 : i64, softcap = 0.0 : f64, splits = 9 : i64, offsets = array<i64: 0, 64, 96>} : (!y, !s, !s) -> !partial
+    %p = "tile.attend"(%k, %v) ({
+      "tile.query"(%y) {offset = 0 : i64, stride = 16 : i64, size = 16 : i64} : (!y) -> ()
+      "tile.key"(%y) {offset = 64 : i64, stride = 16 : i64, size = 16 : i64} : (!y) -> ()
+      "tile.value"(%y) {offset = 96 : i64, stride = 16 : i64, size = 16 : i64} : (!y) -> ()
+      "tile.yield"() : () -> ()
+    }) {heads = 4 : i64, kv_heads = 2 : i64, head_size = 16 : i64, scale = 0.25 : f64, window = 16 : i64, softcap = 0.0 : f64, splits = 9 : i64, groups = 2 : i64, value_size = 16 : i64} : (!s, !s) -> !partial
     // CHECK: %[[A:.*]] = "tile.contract"
     // CHECK: tile_base = 0 : i64, tiles = 40 : i64, {{.*}} -> tensor<1x4x2xi32, "channel">
     // CHECK: %[[B:.*]] = "tile.contract"

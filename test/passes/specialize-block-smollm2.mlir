@@ -13,9 +13,11 @@
 // CHECK: {inner = 12 : i64, outer = 0 : i64, sources = array<i64: 2, 0, 2, 8>, step = 16 : i64, tiles = 12 : i64}
 // CHECK: k = 576 : i64, k_parts = 1 : i64, tile_base = 0 : i64, tiles = 60 : i64, weights = ["model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight", "model.layers.0.self_attn.v_proj.weight"]} {{.*}} -> tensor<1x960xbf16, "channel">
 // CHECK: "tile.attend"
-// CHECK-SAME: offsets = array<i64: 0, 576, 768>
-// CHECK-SAME: splits = 25 : i64
-// CHECK-SAME: -> tensor<1x9x25x66xf32, "channel">
+// CHECK: "tile.query"{{.*}} {offset = 0 : i64
+// CHECK: "tile.key"{{.*}} {offset = 576 : i64
+// CHECK: "tile.value"{{.*}} {offset = 768 : i64
+// CHECK: splits = 21 : i64
+// CHECK-SAME: -> tensor<1x9x21x66xf32, "channel">
 // CHECK: rows = 9 : i64
 // CHECK: tile_base = 0 : i64, tiles = 36 : i64, weights = ["model.layers.0.self_attn.o_proj.weight"]
 // CHECK: tiles = 192 : i64, weights = ["model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight"]

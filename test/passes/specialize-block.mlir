@@ -46,14 +46,19 @@ module attributes {tileir.level = "tile", tileir.context = 4096 : i64, tileir.vo
       "tile.yield"() : () -> ()
     }) {weights = ["w"], k = 64 : i64, groups = 1 : i64, k_parts = 1 : i64, tile_base = 0 : i64, tiles = 150 : i64, devices = array<i64: 0>} : (!x) -> !y
     // Two kv heads over four SMs: two splits.
-    // CHECK: %[[P:.*]] = "tile.attend"(%[[Y]]
-    // CHECK-SAME: splits = 2 : i64
+    // CHECK: %[[P:.*]] = "tile.attend"
+    // CHECK: "tile.query"(%[[Y]])
+    // CHECK: splits = 2 : i64
     // CHECK-SAME: -> tensor<1x4x2x18xf32, "channel">
     // CHECK: "tile.combine"(%[[P]]) : (tensor<1x4x2x18xf32, "channel">) -> f32
     // H100: splits = [[S:[0-9]+]] : i64
     // H100-SAME: -> tensor<1x4x[[S]]x18xf32, "channel">
-    %p = "tile.attend"(%y, %k, %v) {heads = 4 : i64, kv_heads = 2 : i64, head_size = 16 : i64, scale = 0.25 : f64,
-      window = 0 : i64, softcap = 0.0 : f64, splits = 1 : i64, offsets = array<i64: 0, 64, 96>, devices = array<i64: 0>} : (!y, !s, !s) -> !partial
+    %p = "tile.attend"(%k, %v) ({
+      "tile.query"(%y) {offset = 0 : i64, stride = 16 : i64, size = 16 : i64} : (!y) -> ()
+      "tile.key"(%y) {offset = 64 : i64, stride = 16 : i64, size = 16 : i64} : (!y) -> ()
+      "tile.value"(%y) {offset = 96 : i64, stride = 16 : i64, size = 16 : i64} : (!y) -> ()
+      "tile.yield"() : () -> ()
+    }) {heads = 4 : i64, kv_heads = 2 : i64, head_size = 16 : i64, scale = 0.25 : f64, window = 0 : i64, softcap = 0.0 : f64, splits = 1 : i64, devices = array<i64: 0>, groups = 2 : i64, value_size = 16 : i64} : (!s, !s) -> !partial
     %a = "tile.map"(%p) ({
       %value = "tile.combine"(%p) : (!partial) -> f32
       "tile.yield"(%value) : (f32) -> ()

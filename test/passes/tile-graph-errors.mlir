@@ -1,24 +1,4 @@
-// RUN: tileir-opt %s --split-input-file --verify-diagnostics --pass-pipeline='builtin.module(graph-fuse,specialize-gpu,tile-graph)'
 
-!p = tensor<?xi32>
-!x = tensor<?x32xbf16>
-!w = tensor<32x32xbf16>
-!y = tensor<?x24xbf16>
-module attributes {tileir.level = "graph", tileir.context = 16 : i64, tileir.vocabulary = 32 : i64} {
-  func.func @step(%tokens: !p, %positions: !p) -> !p {
-    %w = "graph.weight"() {sym_name = "w"} : () -> !w
-    %x = "graph.embedding"(%w, %tokens) {scale = 1.0 : f64} : (!w, !p) -> !x
-    %n = "graph.weight"() {sym_name = "n"} : () -> tensor<24x32xbf16>
-    %d = "graph.weight"() {sym_name = "d"} : () -> tensor<32x24xbf16>
-    // expected-error @+1 {{a linear of 24 rows}}
-    %m = "graph.linear"(%x, %n) : (!x, tensor<24x32xbf16>) -> !y
-    %l = "graph.linear"(%m, %d) : (!y, tensor<32x24xbf16>) -> !x
-    %t = "graph.sample"(%l) {kind = "argmax"} : (!x) -> !p
-    return %t : !p
-  }
-}
-
-// -----
 
 !p = tensor<?xi32>
 !x = tensor<?x32xbf16>
@@ -31,10 +11,10 @@ module attributes {tileir.level = "graph", tileir.context = 16 : i64, tileir.voc
     %x = "graph.embedding"(%w, %tokens) {scale = 1.0 : f64} : (!w, !p) -> !x
     %g = "graph.weight"() {sym_name = "g"} : () -> !v
     %d = "graph.weight"() {sym_name = "d"} : () -> tensor<32x12xbf16>
-    // expected-error @+1 {{a linear of 12 rows}}
     %a = "graph.linear"(%x, %g) : (!x, !v) -> !y
     %b = "graph.linear"(%x, %g) : (!x, !v) -> !y
     %m = "graph.glu"(%a, %b) {activation = "silu"} : (!y, !y) -> !y
+    // expected-error @+1 {{a linear over 12 values}}
     %l = "graph.linear"(%m, %d) : (!y, tensor<32x12xbf16>) -> !x
     %t = "graph.sample"(%l) {kind = "argmax"} : (!x) -> !p
     return %t : !p
@@ -113,65 +93,6 @@ module attributes {tileir.level = "graph", tileir.context = 16 : i64, tileir.voc
 
 // -----
 
-// Logits may end anywhere, but a bias is read in whole tiles.
-!p = tensor<?xi32>
-!x = tensor<?x32xbf16>
-!w = tensor<32x32xbf16>
-module attributes {tileir.level = "graph", tileir.context = 16 : i64, tileir.vocabulary = 33 : i64} {
-  func.func @step(%tokens: !p, %positions: !p) -> !p {
-    %e = "graph.weight"() {sym_name = "e"} : () -> !w
-    %x = "graph.embedding"(%e, %tokens) {scale = 1.0 : f64} : (!w, !p) -> !x
-    %h = "graph.weight"() {sym_name = "h"} : () -> tensor<33x32xbf16>
-    %bias = "graph.weight"() {sym_name = "bias"} : () -> tensor<33xbf16>
-    // expected-error @+1 {{a linear of 33 rows}}
-    %l = "graph.linear"(%x, %h, %bias) : (!x, tensor<33x32xbf16>, tensor<33xbf16>) -> tensor<?x33xbf16>
-    %t = "graph.sample"(%l) {kind = "argmax"} : (tensor<?x33xbf16>) -> !p
-    return %t : !p
-  }
-}
-
-// -----
-
-!p = tensor<?xi32>
-!x = tensor<?x32xbf16>
-!w = tensor<32x32xbf16>
-!f = tensor<8xf32>
-module attributes {tileir.level = "graph", tileir.context = 16 : i64, tileir.vocabulary = 32 : i64} {
-  func.func @step(%tokens: !p, %positions: !p) -> !p {
-    %w = "graph.weight"() {sym_name = "w"} : () -> !w
-    %x = "graph.embedding"(%w, %tokens) {scale = 1.0 : f64} : (!w, !p) -> !x
-    %f = "graph.constant"() {sym_name = "f", value = dense<1.0> : !f} : () -> !f
-    %q = "graph.linear"(%x, %w) : (!x, !w) -> !x
-    // expected-error @+1 {{rope of style 'interleaved' on heads of 16}}
-    %r = "graph.rope"(%q, %positions, %f) {head_size = 16 : i64, scale = 1.0 : f64, style = "interleaved"} : (!x, !p, !f) -> !x
-    %l = "graph.linear"(%r, %w) : (!x, !w) -> !x
-    %t = "graph.sample"(%l) {kind = "argmax"} : (!x) -> !p
-    return %t : !p
-  }
-}
-
-// -----
-
-!p = tensor<?xi32>
-!x = tensor<?x32xbf16>
-!w = tensor<32x32xbf16>
-!f = tensor<4xf32>
-module attributes {tileir.level = "graph", tileir.context = 16 : i64, tileir.vocabulary = 32 : i64} {
-  func.func @step(%tokens: !p, %positions: !p) -> !p {
-    %w = "graph.weight"() {sym_name = "w"} : () -> !w
-    %x = "graph.embedding"(%w, %tokens) {scale = 1.0 : f64} : (!w, !p) -> !x
-    %f = "graph.constant"() {sym_name = "f", value = dense<1.0> : !f} : () -> !f
-    %q = "graph.linear"(%x, %w) : (!x, !w) -> !x
-    // expected-error @+1 {{rope of style 'half' on heads of 8}}
-    %r = "graph.rope"(%q, %positions, %f) {head_size = 8 : i64, scale = 1.0 : f64, style = "half"} : (!x, !p, !f) -> !x
-    %l = "graph.linear"(%r, %w) : (!x, !w) -> !x
-    %t = "graph.sample"(%l) {kind = "argmax"} : (!x) -> !p
-    return %t : !p
-  }
-}
-
-// -----
-
 !p = tensor<?xi32>
 !x = tensor<?x32xbf16>
 !w = tensor<32x32xbf16>
@@ -185,33 +106,6 @@ module attributes {tileir.level = "graph", tileir.context = 16 : i64, tileir.voc
     // expected-error @+1 {{rope of frequencies that are no constant}}
     %r = "graph.rope"(%q, %positions, %f) {head_size = 16 : i64, scale = 1.0 : f64, style = "half"} : (!x, !p, !f) -> !x
     %l = "graph.linear"(%r, %w) : (!x, !w) -> !x
-    %t = "graph.sample"(%l) {kind = "argmax"} : (!x) -> !p
-    return %t : !p
-  }
-}
-
-// -----
-
-!p = tensor<?xi32>
-!x = tensor<?x32xbf16>
-!w = tensor<32x32xbf16>
-!s = tensor<2x16x16xbf16>
-module attributes {tileir.level = "graph", tileir.context = 16 : i64, tileir.vocabulary = 32 : i64} {
-  func.func @step(%tokens: !p, %positions: !p) -> !p {
-    %w = "graph.weight"() {sym_name = "w"} : () -> !w
-    %x = "graph.embedding"(%w, %tokens) {scale = 1.0 : f64} : (!w, !p) -> !x
-    %ks = "graph.state"() {sym_name = "k_0"} : () -> !s
-    %vs = "graph.state"() {sym_name = "v_0"} : () -> !s
-    %y = "graph.linear"(%x, %w) : (!x, !w) -> !x
-    %q = "graph.linear"(%x, %w) : (!x, !w) -> !x
-    %k = "graph.linear"(%y, %w) : (!x, !w) -> !x
-    %v = "graph.linear"(%y, %w) : (!x, !w) -> !x
-    %ka = "graph.append"(%ks, %k, %positions) : (!s, !x, !p) -> !s
-    %va = "graph.append"(%vs, %v, %positions) : (!s, !x, !p) -> !s
-    // expected-error @+1 {{q, k and v come from different stages}}
-    %a = "graph.attention"(%q, %ka, %va, %positions) {heads = 2 : i64, kv_heads = 2 : i64, head_size = 16 : i64,
-      scale = 0.25 : f64, window = 0 : i64, softcap = 0.0 : f64} : (!x, !s, !s, !p) -> !x
-    %l = "graph.linear"(%a, %w) : (!x, !w) -> !x
     %t = "graph.sample"(%l) {kind = "argmax"} : (!x) -> !p
     return %t : !p
   }
@@ -238,35 +132,6 @@ module attributes {tileir.level = "graph", tileir.context = 16 : i64, tileir.voc
     %a = "graph.attention"(%q, %ka, %va, %positions) {heads = 2 : i64, kv_heads = 2 : i64, head_size = 16 : i64,
       scale = 0.25 : f64, window = 0 : i64, softcap = 0.0 : f64} : (!x, !s, !s, !p) -> !x
     %l = "graph.linear"(%a, %w) : (!x, !w) -> !x
-    %t = "graph.sample"(%l) {kind = "argmax"} : (!x) -> !p
-    return %t : !p
-  }
-}
-
-// -----
-
-// q lies in a channel with k and v.
-!p = tensor<?xi32>
-!x = tensor<?x32xbf16>
-!w = tensor<32x32xbf16>
-!s = tensor<2x16x16xbf16>
-module attributes {tileir.level = "graph", tileir.context = 16 : i64, tileir.vocabulary = 32 : i64} {
-  func.func @step(%tokens: !p, %positions: !p) -> !p {
-    %w = "graph.weight"() {sym_name = "w"} : () -> !w
-    %x = "graph.embedding"(%w, %tokens) {scale = 1.0 : f64} : (!w, !p) -> !x
-    %ks = "graph.state"() {sym_name = "k_0"} : () -> !s
-    %vs = "graph.state"() {sym_name = "v_0"} : () -> !s
-    %q = "graph.linear"(%x, %w) : (!x, !w) -> !x
-    %k = "graph.linear"(%x, %w) : (!x, !w) -> !x
-    %v = "graph.linear"(%x, %w) : (!x, !w) -> !x
-    %ka = "graph.append"(%ks, %k, %positions) : (!s, !x, !p) -> !s
-    %va = "graph.append"(%vs, %v, %positions) : (!s, !x, !p) -> !s
-    %a = "graph.attention"(%q, %ka, %va, %positions) {heads = 2 : i64, kv_heads = 2 : i64, head_size = 16 : i64,
-      scale = 0.25 : f64, window = 0 : i64, softcap = 0.0 : f64} : (!x, !s, !s, !p) -> !x
-    // expected-error @+1 {{a linear reads a part of what another stage made}}
-    %z = "graph.linear"(%q, %w) : (!x, !w) -> !x
-    %b = "graph.add"(%z, %a) : (!x, !x) -> !x
-    %l = "graph.linear"(%b, %w) : (!x, !w) -> !x
     %t = "graph.sample"(%l) {kind = "argmax"} : (!x) -> !p
     return %t : !p
   }

@@ -16,7 +16,7 @@
 !f = tensor<16xf32>
 !s = tensor<1x128x32xf32>
 // CHECK-LABEL: module
-// CHECK-SAME: tileir.context = 128 : i64, tileir.level = "tile", tileir.vocabulary = 40 : i64
+// CHECK-SAME: tileir.context = 128 : i64, tileir.level = "tile", tileir.page = 0 : i64, tileir.sequences = 1 : i64, tileir.tokens = 2 : i64, tileir.vocabulary = 40 : i64
 module attributes {tileir.level = "graph", tileir.context = 128 : i64, tileir.vocabulary = 40 : i64} {
   // CHECK: func.func @step({{.*}} -> tensor<?xi32> {
   func.func @step(%tokens: !p, %positions: !p) -> !p {
@@ -35,7 +35,7 @@ module attributes {tileir.level = "graph", tileir.context = 128 : i64, tileir.vo
     %vs = "graph.state"() {sym_name = "v_0"} : () -> !s
 
     // CHECK: %[[TABLE:.*]] = "tile.buffer"() {kind = "tensor", sym_name = "embed"} : () -> tensor<40x64xbf16, "buffer">
-    // CHECK: %[[X:.*]] = "tile.map"(%[[TABLE]])
+    // CHECK: %[[X:.*]] = "tile.map"()
     // CHECK: "tile.lookup"(%[[TABLE]]) {scale = 8.000000e+00 : f64}
     // CHECK: {devices = array<i64: 0>, rows = 32 : i64} {{.*}} -> tensor<2x64xbf16, "channel">
     %x = "graph.embedding"(%e, %tokens) {scale = 8.0 : f64} : (!e, !p) -> !x
@@ -70,11 +70,14 @@ module attributes {tileir.level = "graph", tileir.context = 128 : i64, tileir.vo
     %ka = "graph.append"(%ks, %k, %positions) : (!s, !kv, !p) -> !s
     %va = "graph.append"(%vs, %v, %positions) : (!s, !kv, !p) -> !s
 
-    // CHECK: %[[P:.*]] = "tile.attend"(%[[QKV]], %[[K]], %[[V]])
-    // CHECK-SAME: offsets = array<i64: 0, 64, 96>
-    // CHECK-SAME: softcap = 5.000000e+01 : f64, splits = 1 : i64, window = 7 : i64
+    // CHECK: %[[P:.*]] = "tile.attend"(%[[K]], %[[V]]) ({
+    // CHECK-NEXT: "tile.query"(%[[QKV]]) {offset = 0 : i64, size = 32 : i64, stride = 32 : i64}
+    // CHECK-NEXT: "tile.key"(%[[QKV]]) {offset = 64 : i64
+    // CHECK-NEXT: "tile.value"(%[[QKV]]) {offset = 96 : i64
+    // CHECK: groups = 1 : i64
+    // CHECK-SAME: softcap = 5.000000e+01 : f64, splits = 1 : i64, value_size = 32 : i64, window = 7 : i64
     // CHECK-SAME: -> tensor<2x2x1x34xf32, "channel">
-    // CHECK: %[[A:.*]] = "tile.map"(%[[P]])
+    // CHECK: %[[A:.*]] = "tile.map"()
     // CHECK: "tile.combine"(%[[P]])
     // CHECK: rows = 2 : i64} {{.*}} -> tensor<2x64xbf16, "channel">
     %a = "graph.attention"(%q, %ka, %va, %positions) {heads = 2 : i64, kv_heads = 1 : i64, head_size = 32 : i64,
