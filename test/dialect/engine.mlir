@@ -59,8 +59,8 @@ module attributes {tileir.level = "engine"} {
         }) {k = 64 : i64} : (!x) -> ()
         // CHECK-NEXT: "engine.barrier"() : () -> ()
         "engine.barrier"() : () -> ()
-        // CHECK-NEXT: "engine.multiply"() {k = 64 : i64, ring = "tape", tiles = 8 : i64} : () -> ()
-        "engine.multiply"() {ring = "tape", k = 64 : i64, tiles = 8 : i64} : () -> ()
+        // CHECK-NEXT: "engine.multiply"() {k = 64 : i64, ring = "tape", source = "tape", tiles = 8 : i64} : () -> ()
+        "engine.multiply"() {source = "tape", ring = "tape", k = 64 : i64, tiles = 8 : i64} : () -> ()
         "engine.barrier"() : () -> ()
         // CHECK: "engine.emit"(%{{.*}}) ({
         "engine.emit"(%to) ({
@@ -77,12 +77,19 @@ module attributes {tileir.level = "engine"} {
     "engine.body"() ({
     ^bb0(%qkv: !x, %keys: !state, %values: !state, %to: !partial):
       "engine.role"() ({
-        // CHECK: "engine.fill"(%[[K:.*]], %[[V:.*]]) {head_size = 32 : i64, heads = 2 : i64, kv_heads = 1 : i64, ring = "state", source = "state", splits = 1 : i64, window = 0 : i64}
-        "engine.fill"(%keys, %values) {ring = "state", source = "state", heads = 2 : i64, kv_heads = 1 : i64, head_size = 32 : i64, splits = 1 : i64, window = 0 : i64} : (!state, !state) -> ()
+        // CHECK: "engine.fill_rows"(%[[K:.*]], %[[V:.*]]) {head_size = 32 : i64, heads = 2 : i64, kv_heads = 1 : i64, ring = "state", splits = 1 : i64, window = 0 : i64}
+        "engine.fill_rows"(%keys, %values) {ring = "state", heads = 2 : i64, kv_heads = 1 : i64, head_size = 32 : i64, splits = 1 : i64, window = 0 : i64} : (!state, !state) -> ()
       }) {sym_name = "state"} : () -> ()
       "engine.role"() ({
-        // CHECK: "engine.attend"(%{{.*}}, %[[K]], %[[V]], %{{.*}}) {head_size = 32 : i64, heads = 2 : i64, kv_heads = 1 : i64, offsets = array<i64: 0, 0, 32>, ring = "state", scale = 2.500000e-01 : f64, softcap = 0.000000e+00 : f64, splits = 1 : i64, window = 0 : i64}
-        "engine.attend"(%qkv, %keys, %values, %to) {ring = "state", heads = 2 : i64, kv_heads = 1 : i64, head_size = 32 : i64, scale = 0.25 : f64, softcap = 0.0 : f64, splits = 1 : i64, window = 0 : i64, offsets = array<i64: 0, 0, 32>} : (!x, !state, !state, !partial) -> ()
+        // CHECK: "engine.attend"(%{{.*}}, %[[K]], %[[V]]) ({
+        // CHECK: "tile.key"(%{{.*}}) {offset = 0 : i64, size = 32 : i64, stride = 32 : i64}
+        // CHECK: }) {groups = 1 : i64, head_size = 32 : i64, heads = 2 : i64, kv_heads = 1 : i64, ring = "state", scale = 2.500000e-01 : f64, softcap = 0.000000e+00 : f64, splits = 1 : i64, value_size = 32 : i64, window = 0 : i64}
+        "engine.attend"(%to, %keys, %values) ({
+          "tile.query"(%qkv) {offset = 0 : i64, stride = 32 : i64, size = 32 : i64} : (!x) -> ()
+          "tile.key"(%qkv) {offset = 0 : i64, stride = 32 : i64, size = 32 : i64} : (!x) -> ()
+          "tile.value"(%qkv) {offset = 32 : i64, stride = 32 : i64, size = 32 : i64} : (!x) -> ()
+          "tile.yield"() : () -> ()
+        }) {ring = "state", heads = 2 : i64, kv_heads = 1 : i64, head_size = 32 : i64, scale = 0.25 : f64, softcap = 0.0 : f64, splits = 1 : i64, window = 0 : i64, groups = 1 : i64, value_size = 32 : i64} : (!partial, !state, !state) -> ()
       }) {sym_name = "consumer"} : () -> ()
     // CHECK: {acquire = array<i64: 1, 2>, kind = "attend", sym_name = "attend"}
     }) {sym_name = "attend", kind = "attend", acquire = array<i64: 1, 2>} : () -> ()
@@ -93,12 +100,12 @@ module attributes {tileir.level = "engine"} {
         "engine.select"(%from) {kind = "argmax"} : (!best) -> ()
       }) {sym_name = "consumer"} : () -> ()
     }) {sym_name = "select", kind = "select"} : () -> ()
-    // CHECK: "engine.row"() {body = "lookup", names = ["x", "embed"], phase = 0 : i64, rotation = 0 : i64, tile_base = 0 : i64, weights = []} : () -> ()
-    "engine.row"() {body = "lookup", names = ["x", "embed"], phase = 0 : i64, rotation = 0 : i64, tile_base = 0 : i64, weights = []} : () -> ()
-    "engine.row"() {body = "attend", names = ["x", "k", "v", "partial"], phase = 1 : i64, rotation = 3 : i64, tile_base = 0 : i64, weights = []} : () -> ()
-    // CHECK: "engine.row"() {body = "head", names = ["x", "best"], phase = 1 : i64, rotation = 2 : i64, tile_base = 0 : i64, weights = ["head"]} : () -> ()
-    "engine.row"() {body = "head", names = ["x", "best"], phase = 1 : i64, rotation = 2 : i64, tile_base = 0 : i64, weights = ["head"]} : () -> ()
-    "engine.row"() {body = "select", names = ["best"], phase = 2 : i64, rotation = 0 : i64, tile_base = 0 : i64, weights = []} : () -> ()
-  // CHECK: }) {consumer_warps = 4 : i64, context = 16 : i64, index = 0 : i64, sms = 4 : i64, tokens = 1 : i64, vocabulary = 128 : i64} : () -> ()
-  }) {index = 0 : i64, sms = 4 : i64, consumer_warps = 4 : i64, tokens = 1 : i64, context = 16 : i64, vocabulary = 128 : i64} : () -> ()
+    // CHECK: "engine.row"() {body = "lookup", names = ["x", "embed"], phase = 0 : i64, rotation = 0 : i64, stage = 0 : i64, tile_base = 0 : i64, weights = []} : () -> ()
+    "engine.row"() {body = "lookup", names = ["x", "embed"], phase = 0 : i64, rotation = 0 : i64, stage = 0 : i64, tile_base = 0 : i64, weights = []} : () -> ()
+    "engine.row"() {body = "attend", names = ["x", "k", "v", "partial"], phase = 1 : i64, rotation = 3 : i64, stage = 0 : i64, tile_base = 0 : i64, weights = []} : () -> ()
+    // CHECK: "engine.row"() {body = "head", names = ["x", "best"], phase = 1 : i64, rotation = 2 : i64, stage = 0 : i64, tile_base = 0 : i64, weights = ["head"]} : () -> ()
+    "engine.row"() {body = "head", names = ["x", "best"], phase = 1 : i64, rotation = 2 : i64, stage = 0 : i64, tile_base = 0 : i64, weights = ["head"]} : () -> ()
+    "engine.row"() {body = "select", names = ["best"], phase = 2 : i64, rotation = 0 : i64, stage = 0 : i64, tile_base = 0 : i64, weights = []} : () -> ()
+  // CHECK: }) {consumer_warps = 4 : i64, context = 16 : i64, devices = 1 : i64, index = 0 : i64, page = 0 : i64, sequences = 1 : i64, sms = 4 : i64, tokens = 1 : i64, vocabulary = 128 : i64} : () -> ()
+  }) {index = 0 : i64, devices = 1 : i64, sequences = 1 : i64, page = 0 : i64, sms = 4 : i64, consumer_warps = 4 : i64, tokens = 1 : i64, context = 16 : i64, vocabulary = 128 : i64} : () -> ()
 }

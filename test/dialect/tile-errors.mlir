@@ -18,6 +18,39 @@ func.func @rope_table() {
 
 func.func @attend(%c: tensor<1x64xbf16, "channel">, %k: tensor<1x8x16xbf16, "state">) {
   // expected-error @below {{partial of [2, 3, 18]}}
-  %p = "tile.attend"(%c, %k, %k) {heads = 2 : i64, kv_heads = 1 : i64, head_size = 16 : i64, scale = 1.0 : f64, window = 0 : i64, softcap = 0.0 : f64, splits = 1 : i64, offsets = array<i64: 0, 32, 48>} : (tensor<1x64xbf16, "channel">, tensor<1x8x16xbf16, "state">, tensor<1x8x16xbf16, "state">) -> tensor<1x2x3x18xf32, "channel">
+  %p = "tile.attend"(%k) ({
+    "tile.query"(%c) {offset = 0 : i64, stride = 16 : i64, size = 16 : i64} : (tensor<1x64xbf16, "channel">) -> ()
+    "tile.key"(%c) {offset = 32 : i64, stride = 16 : i64, size = 16 : i64} : (tensor<1x64xbf16, "channel">) -> ()
+    "tile.yield"() : () -> ()
+  }) {heads = 2 : i64, kv_heads = 1 : i64, groups = 1 : i64, head_size = 16 : i64, value_size = 16 : i64, scale = 1.0 : f64, window = 0 : i64, softcap = 0.0 : f64, splits = 1 : i64} : (tensor<1x8x16xbf16, "state">) -> tensor<1x2x3x18xf32, "channel">
+  return
+}
+
+// -----
+
+func.func @pieces(%c: tensor<1x64xbf16, "channel">, %k: tensor<1x8x16xbf16, "state">) {
+  // A query of 8 values does not meet keys of 16.
+  // expected-error @below {{pieces of}}
+  %p = "tile.attend"(%k) ({
+    "tile.query"(%c) {offset = 0 : i64, stride = 16 : i64, size = 8 : i64} : (tensor<1x64xbf16, "channel">) -> ()
+    "tile.key"(%c) {offset = 32 : i64, stride = 16 : i64, size = 16 : i64} : (tensor<1x64xbf16, "channel">) -> ()
+    "tile.yield"() : () -> ()
+  }) {heads = 2 : i64, kv_heads = 1 : i64, groups = 1 : i64, head_size = 16 : i64, value_size = 8 : i64, scale = 1.0 : f64, window = 0 : i64, softcap = 0.0 : f64, splits = 1 : i64} : (tensor<1x8x16xbf16, "state">) -> tensor<1x2x1x10xf32, "channel">
+  return
+}
+
+// -----
+
+func.func @pages() {
+  // expected-error @below {{40 rows are no whole pages of 16}}
+  %k = "tile.state"() {sym_name = "k", page = 16 : i64} : () -> tensor<1x40x16xbf16, "state">
+  return
+}
+
+// -----
+
+func.func @route(%c: tensor<1x8xf32, "channel">) {
+  // expected-error @below {{route needs experts, groups}}
+  %r = "tile.select"(%c) {kind = "route", k = 2 : i64} : (tensor<1x8xf32, "channel">) -> tensor<1x2x2xi32, "channel">
   return
 }

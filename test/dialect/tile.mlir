@@ -80,8 +80,15 @@ module attributes {tileir.level = "tile"} {
       "tile.yield"() : () -> ()
     // CHECK: tile_base = 4 : i64, tiles = 2 : i64
     }) {weights = ["w"], k = 64 : i64, groups = 1 : i64, k_parts = 1 : i64, tile_base = 4 : i64, tiles = 2 : i64} : (!x, !x) -> !x
-    // CHECK: %[[PARTIAL:.*]] = "tile.attend"(%{{.*}}, %{{.*}}, %{{.*}}) {head_size = 32 : i64, heads = 2 : i64, kv_heads = 1 : i64, offsets = array<i64: 0, 0, 32>, scale = 2.500000e-01 : f64, softcap = 0.000000e+00 : f64, splits = 2 : i64, window = 8 : i64}
-    %partial = "tile.attend"(%whole, %k, %v) {heads = 2 : i64, kv_heads = 1 : i64, head_size = 32 : i64, scale = 0.25 : f64, window = 8 : i64, softcap = 0.0 : f64, splits = 2 : i64, offsets = array<i64: 0, 0, 32>} : (!x, !state, !state) -> !partial
+    // CHECK: %[[PARTIAL:.*]] = "tile.attend"(%{{.*}}, %{{.*}}) ({
+    // CHECK-NEXT: "tile.query"(%{{.*}}) {offset = 0 : i64, size = 32 : i64, stride = 32 : i64}
+    // CHECK: }) {groups = 1 : i64, head_size = 32 : i64, heads = 2 : i64, kv_heads = 1 : i64, scale = 2.500000e-01 : f64, softcap = 0.000000e+00 : f64, splits = 2 : i64, value_size = 32 : i64, window = 8 : i64}
+    %partial = "tile.attend"(%k, %v) ({
+      "tile.query"(%whole) {offset = 0 : i64, stride = 32 : i64, size = 32 : i64} : (!x) -> ()
+      "tile.key"(%whole) {offset = 0 : i64, stride = 32 : i64, size = 32 : i64} : (!x) -> ()
+      "tile.value"(%whole) {offset = 32 : i64, stride = 32 : i64, size = 32 : i64} : (!x) -> ()
+      "tile.yield"() : () -> ()
+    }) {heads = 2 : i64, kv_heads = 1 : i64, head_size = 32 : i64, scale = 0.25 : f64, window = 8 : i64, softcap = 0.0 : f64, splits = 2 : i64, groups = 1 : i64, value_size = 32 : i64} : (!state, !state) -> !partial
     %combined = "tile.map"(%partial) ({
       // CHECK: "tile.combine"(%[[PARTIAL]]) : (tensor<1x2x2x34xf32, "channel">) -> f32
       %one = "tile.combine"(%partial) : (!partial) -> f32

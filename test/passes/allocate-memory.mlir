@@ -22,7 +22,7 @@
 // CHECK: offset = 3328 : i64, {{.*}}sym_name = "best"
 // CHECK: engine.body
 // CHECK: constant_bytes = 5376 : i64, consumer_warps = 16 : i64, context = 64 : i64, devices = 1 : i64, exchange_bytes = 3584 : i64
-// CHECK-SAME: part_offset = 214272 : i64, scratch_offset = 217344 : i64, smem_bytes = 219648 : i64
+// CHECK-SAME: part_offset = 214272 : i64, scratch_offset = 217344 : i64, sequences = 1 : i64, smem_bytes = 219648 : i64
 // CHECK-SAME: state_bytes = 8192 : i64
 // CHECK-SAME: x_offset = 212992 : i64
 module attributes {tileir.level = "engine"} {
