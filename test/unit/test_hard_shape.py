@@ -12,9 +12,11 @@ from test.graphs import routed
 from test.models import arrays, tiny_dsa, tiny_llama, tiny_mla, tiny_moe, tiny_mtp, tiny_v32
 from tileir.compiler import Options, compile_module
 from tileir.dialect.attributes import get, walk
+from tileir.errors import DeviceHang
 from tileir.frontends.torch_export import export_decode, export_draft_decode, import_program
 from tileir.mlir import ir, new_context
 from tileir.passes.pipeline import run_pipeline
+from tileir.reference import steps
 from tileir.reference.graph import GraphExecutor
 from tileir.reference.session import ReferenceSession
 from tileir.reference.steps import Request
@@ -219,3 +221,65 @@ def test_the_tape_runs_ahead_of_the_router(context: Any) -> None:
         routed_at = events.index((sm, "consumer", experts))
         before = {row for at, role, row in events[:routed_at] if (at, role) == (sm, "tape")}
         assert any(row > experts for row in before)
+
+
+# ---- several GPUs
+
+
+PLACEMENTS = [
+    (name, devices, placement)
+    for name in MODELS
+    for devices in (2, 3, 4)
+    for placement in ("tensor-parallel", "indexer-apart")
+    if placement == "tensor-parallel" or "sparse" in name
+]
+
+
+@pytest.mark.parametrize(("name", "devices", "placement"), PLACEMENTS)
+def test_several_gpus(name: str, devices: int, placement: str, context: Any) -> None:
+    """The result is one GPU's, and what every GPU computes for itself has the same bits on all."""
+    program, weights, ids, eager = case(name)
+    options = {"tokens": 4, "devices": devices, "placement": placement}
+    running = session(context, program, weights, **options)
+    assert error(running.logits(ids[:16]), eager[:16]) < TOLERANCE
+    engine = running._engine
+    names = set.intersection(*(set(d.channels) for d in engine.devices))
+    compared = 0
+    for channel in names:
+        first, *others = (d.channels[channel] for d in engine.devices)
+        # Of what GPUs share out, a packet of the same step is there only where it has come from the same writer.
+        written = [(first.epochs > 0) & (o.epochs == first.epochs) for o in others]
+        for other, both in zip(others, written, strict=True):
+            assert (first.payload[both] == other.payload[both]).all(), channel
+            compared += int(both.sum())
+    assert compared > 1000
+
+
+def test_heads_that_gpus_do_not_share_evenly(context: Any) -> None:
+    """Four heads on three GPUs, two kv heads on three: one GPU has none; drafts, sequences and pages as well."""
+    program, weights = llama()
+    exact = session(context, program, weights)
+    options = {"devices": 3, "placement": "tensor-parallel", "tokens": 4, "sequences": 2, "page": 8}
+    running = session(context, program, weights, **options)
+    requests = [Request([5, 9, 2, 40, 7], 12), Request([3, 8], 15, start=2)]
+    wanted = [list(exact.generate(r.ids, r.new)) for r in requests]
+    assert running.generate_batch(requests) == wanted
+
+
+def test_a_page_that_another_sequence_holds_is_not_read(context: Any) -> None:
+    """A table that names another sequence's page is noticed."""
+    program, weights = llama()
+    running = session(context, program, weights, tokens=4, sequences=2, page=8, pages=8)
+    hold = steps.Plan._hold_pages
+
+    def confused(self: Any, place: int, held: Any, rows: int) -> None:
+        hold(self, place, held, rows)
+        if place == 1 and held.base > 8:
+            self.table[1, 0] = self.table[0, 0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps.Plan, "_hold_pages", confused)
+        with pytest.raises(
+            DeviceHang, match="streams position 0 of state k_cache_0, which is not there"
+        ):
+            running.generate_batch([Request([1] * 5, 20), Request([2] * 5, 20)])
