@@ -25,7 +25,7 @@ Progress = Callable[[str, float], None]
 # Order matters: each pass refines what the one before it decided (docs/journey.md).
 PIPELINE = (
     "builtin.module(absorb-latents{{enable={absorb}}},graph-fuse,"
-    "specialize-gpu{{devices={devices} placement={placement} target={target}}},"
+    "specialize-gpu{{devices={devices} placement={placement} target={target} print-candidates={candidates}}},"
     "tile-graph{{tokens={tokens} sequences={sequences} page={page} pages={pages}}},"
     "fuse-communication,specialize-block{{target={target}}},select-sync,specialize-warp{{target={target}}},"
     "schedule-pipeline{{target={target}}},outline-stages{{target={target}}},"
@@ -39,8 +39,8 @@ class Options:
 
     target: a name of tileir.target.TARGETS. tokens, sequences: the most that a step carries. page: rows of a KV page,
     of which states have `pages` (0: enough for all sequences); 0: states in one piece, for one sequence. devices: GPUs,
-    placed as `placement` says (specialize-gpu's candidates; "": the cheapest). absorb: attend over latents instead of
-    what they expand to.
+    placed as `placement` says (specialize-gpu's candidates; "": the cheapest), their prices printed to stderr with
+    `print_candidates`. absorb: attend over latents instead of what they expand to.
     """
 
     target: str = "h100"
@@ -50,12 +50,14 @@ class Options:
     pages: int = 0
     devices: int = 1
     placement: str = ""
+    print_candidates: bool = False
     absorb: bool = True
 
     @property
     def pipeline(self) -> str:
         """The passes' text."""
-        facts = asdict(self) | {"absorb": str(self.absorb).lower()}
+        flags = {"absorb": self.absorb, "candidates": self.print_candidates}
+        facts = asdict(self) | {n: str(v).lower() for n, v in flags.items()}
         return PIPELINE.format(**facts | {"placement": f'"{self.placement}"'})
 
 
@@ -109,8 +111,11 @@ def compile_module(module: Any, *, progress: Progress | None = None, **options: 
     return make_package(manifest, str(module), recipes, ptx)
 
 
-def stop_at(program: "ExportedProgram", target: str, stop: str, after: set[str]) -> str:
-    """The text of one stop of the journey: "graph", "tile", "engine", "nvvm" or "ptx"; and the IR after some passes."""
+def stop_at(program: "ExportedProgram", stop: str, after: set[str], **options: Any) -> str:
+    """The text of one stop of the journey: "graph", "tile", "engine", "nvvm" or "ptx"; and the IR after some passes.
+
+    options: as `compile`'s.
+    """
     texts: list[str] = []
     context = new_context()
 
@@ -122,7 +127,8 @@ def stop_at(program: "ExportedProgram", target: str, stop: str, after: set[str])
         from tileir.frontends.torch_export import import_program
 
         module = import_program(program, context)
-        passes = Options(target).pipeline.removeprefix("builtin.module(")[:-1]
+        asked = Options(**options)
+        passes = asked.pipeline.removeprefix("builtin.module(")[:-1]
         cut = {"graph": "tile-graph", "tile": "outline-stages"}.get(stop)
         if cut is not None:
             passes = passes.split(f",{cut}{{")[0]
@@ -130,7 +136,7 @@ def stop_at(program: "ExportedProgram", target: str, stop: str, after: set[str])
         result = str(module)
         if stop in ("nvvm", "ptx"):
             (device,) = walk(module, "engine.device")
-            kernel = kernel_module(read_plan(device, find_target(target)))
+            kernel = kernel_module(read_plan(device, find_target(asked.target)))
             result = to_ptx(kernel) if stop == "ptx" else str(kernel)
     return "\n".join([*texts, result])
 

@@ -1,4 +1,4 @@
-
+// RUN: tileir-opt %s --split-input-file --verify-diagnostics --pass-pipeline='builtin.module(graph-fuse,specialize-gpu,tile-graph)'
 
 !p = tensor<?xi32>
 !x = tensor<?x32xbf16>

@@ -1,5 +1,6 @@
 """What README and examples say works, as written."""
 
+import json
 import os
 import re
 import subprocess
@@ -15,7 +16,7 @@ from tileir.tools.opt import main
 ROOT = Path(__file__).parent.parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+)\)")
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/journey.md", "docs/ir.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/journey.md", "docs/ir.md", "docs/rationale.md")
 EXAMPLES = ("own_module", "hf_model")
 
 
@@ -51,9 +52,10 @@ def checkout(tmp_path: Path) -> Path:
 
 def test_readme_as_written(checkout: Path) -> None:
     blocks = BLOCK.findall((ROOT / "README.md").read_text())
-    assert [kind for kind, _ in blocks] == ["python", "sh"]
-    (_, python), (_, shell) = blocks
-    printed = run([sys.executable, "-c", python], checkout).splitlines()
+    assert [kind for kind, _ in blocks] == ["python", "sh", "python"]
+    (_, python), (_, shell), (_, more) = blocks
+    *printed, last = run([sys.executable, "-c", python + more], checkout).splitlines()
+    assert [len(tokens) for tokens in json.loads(last)] == [2, 2]
     tokens = [int(line) for line in printed if line.isdigit()]
     assert len(tokens) == 4
     (checkout / "smollm2.tileir").unlink()

@@ -33,6 +33,12 @@ def compile_command(
     ),
     target: Annotated[str, typer.Option(help="h100, h200 or virtual")] = "h100",
     max_context: Annotated[int, typer.Option(min=1, help="positions the KV cache holds")] = 2048,
+    tokens: Annotated[int, typer.Option(min=1, help="most tokens a step")] = 1,
+    sequences: Annotated[int, typer.Option(min=1, help="most sequences a step")] = 1,
+    page: Annotated[int, typer.Option(min=0, help="rows of a KV page; 0: no pages")] = 0,
+    devices: Annotated[int, typer.Option(min=1, help="GPUs")] = 1,
+    placement: Annotated[str, typer.Option(help="how GPUs share the work; else the cheapest")] = "",
+    print_candidates: Annotated[bool, typer.Option(help="print what placements cost")] = False,
     emit: Annotated[str, typer.Option(help=f"print one stop instead: {', '.join(STAGES)}")] = "",
     print_ir_after: Annotated[
         list[str] | None, typer.Option(help="print the IR after a pass")
@@ -50,13 +56,16 @@ def compile_command(
     console = Console(stderr=True, highlight=False)
     with console.status("exporting"):
         program = export_decode(load_hf(model), max_context)
+    options: dict[str, Any] = {"target": target, "tokens": tokens, "sequences": sequences}
+    options |= {"page": page, "devices": devices, "placement": placement}
+    options["print_candidates"] = print_candidates
     if emit or print_ir_after:
         from tileir.compiler import stop_at
 
-        print(stop_at(program, target, emit or "engine", set(print_ir_after or ())))
+        print(stop_at(program, emit or "engine", set(print_ir_after or ()), **options))
         return
     package = tileir.compile(
-        program, target=target, progress=lambda n, s: console.print(f"  {n:20} {s:6.2f} s")
+        program, progress=lambda n, s: console.print(f"  {n:20} {s:6.2f} s"), **options
     )
     path = package.save(output)
     print(f"{package.summary()}\nwrote {path} ({path.stat().st_size / 1024:.0f} KB)")
