@@ -24,14 +24,14 @@ module attributes {tileir.level = "tile"} {
     // CHECK: "tile.state"() {sym_name = "k"} : () -> tensor<1x16x32xbf16, "state">
     %k = "tile.state"() {sym_name = "k"} : () -> !state
     %v = "tile.state"() {sym_name = "v"} : () -> !state
-    // CHECK: %[[X:.*]] = "tile.map"(%[[TABLE]]) ({
-    %x = "tile.map"(%table) ({
+    // CHECK: %[[X:.*]] = "tile.map"() ({
+    %x = "tile.map"() ({
       // CHECK-NEXT: %[[ROW:.*]] = "tile.lookup"(%[[TABLE]]) {scale = 2.000000e+00 : f64}
       %row = "tile.lookup"(%table) {scale = 2.0 : f64} : (!table) -> f32
       // CHECK-NEXT: "tile.yield"(%[[ROW]]) : (f32) -> ()
       "tile.yield"(%row) : (f32) -> ()
     // CHECK-NEXT: }) {rows = 32 : i64}
-    }) {rows = 32 : i64} : (!table) -> !x
+    }) {rows = 32 : i64} : () -> !x
     // CHECK: %[[PART:.*]] = "tile.contract"(%[[X]]) ({
     %part = "tile.contract"(%x) ({
     ^bb0(%value: f32):
@@ -89,11 +89,11 @@ module attributes {tileir.level = "tile"} {
       "tile.value"(%whole) {offset = 32 : i64, stride = 32 : i64, size = 32 : i64} : (!x) -> ()
       "tile.yield"() : () -> ()
     }) {heads = 2 : i64, kv_heads = 1 : i64, head_size = 32 : i64, scale = 0.25 : f64, window = 8 : i64, softcap = 0.0 : f64, splits = 2 : i64, groups = 1 : i64, value_size = 32 : i64} : (!state, !state) -> !partial
-    %combined = "tile.map"(%partial) ({
+    %combined = "tile.map"() ({
       // CHECK: "tile.combine"(%[[PARTIAL]]) : (tensor<1x2x2x34xf32, "channel">) -> f32
       %one = "tile.combine"(%partial) : (!partial) -> f32
       "tile.yield"(%one) : (f32) -> ()
-    }) {rows = 2 : i64} : (!partial) -> !x
+    }) {rows = 2 : i64} : () -> !x
     %best = "tile.contract"(%combined) ({
     ^bb0(%value: f32):
       "tile.yield"(%value) : (f32) -> ()

@@ -14,10 +14,10 @@
 module attributes {tileir.level = "tile", tileir.context = 64 : i64, tileir.vocabulary = 128 : i64} {
   func.func @step() -> !x {
     %table = "tile.buffer"() {sym_name = "embed", kind = "tensor"} : () -> !table
-    %x = "tile.map"(%table) ({
+    %x = "tile.map"() ({
       %value = "tile.lookup"(%table) {scale = 1.0 : f64} : (!table) -> f32
       "tile.yield"(%value) : (f32) -> ()
-    }) {rows = 32 : i64, devices = array<i64: 0>} : (!table) -> !x
+    }) {rows = 32 : i64, devices = array<i64: 0>} : () -> !x
     return %x : !x
   }
 }

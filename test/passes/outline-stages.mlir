@@ -54,10 +54,10 @@ module attributes {tileir.level = "tile", tileir.context = 64 : i64, tileir.voca
     %n1 = "tile.buffer"() {sym_name = "n1", kind = "tensor"} : () -> !w
     %k = "tile.state"() {sym_name = "qkv_0"} : () -> !kv
     %v = "tile.state"() {sym_name = "v"} : () -> !kv
-    %x = "tile.map"(%table) ({
+    %x = "tile.map"() ({
       %value = "tile.lookup"(%table) {scale = 1.0 : f64} : (!table) -> f32
       "tile.yield"(%value) : (f32) -> ()
-    }) {devices = array<i64: 0>, rows = 32 : i64, payload = "bf16x2", protocol = "packet", level = "gpu", depth = 1 : i64, phase = 0 : i64, rotation = 0 : i64} : (!table) -> !x
+    }) {devices = array<i64: 0>, rows = 32 : i64, payload = "bf16x2", protocol = "packet", level = "gpu", depth = 1 : i64, phase = 0 : i64, rotation = 0 : i64} : () -> !x
     %y = "tile.contract"(%x) ({
     ^bb0(%value: f32):
       %n = "tile.rms_norm"(%value, %n0) {eps = 1.0e-05 : f64, unit_offset = false} : (f32, !w) -> f32

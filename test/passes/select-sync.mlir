@@ -35,10 +35,10 @@ module attributes {tileir.level = "tile"} {
     %table = "tile.buffer"() {sym_name = "embed", kind = "tensor"} : () -> !table
     %k = "tile.state"() {sym_name = "k"} : () -> !kv
     %v = "tile.state"() {sym_name = "v"} : () -> !kv
-    %x = "tile.map"(%table) ({
+    %x = "tile.map"() ({
       %value = "tile.lookup"(%table) {scale = 1.0 : f64} : (!table) -> f32
       "tile.yield"(%value) : (f32) -> ()
-    }) {rows = 32 : i64} : (!table) -> !x
+    }) {rows = 32 : i64} : () -> !x
     %qkv = "tile.contract"(%x) ({
     ^bb0(%value: f32):
       "tile.yield"(%value) : (f32) -> ()
@@ -74,10 +74,10 @@ module attributes {tileir.level = "tile"} {
   }
   func.func @many_tokens() -> !many {
     %table = "tile.buffer"() {sym_name = "embed", kind = "tensor"} : () -> !wide
-    %x = "tile.map"(%table) ({
+    %x = "tile.map"() ({
       %value = "tile.lookup"(%table) {scale = 1.0 : f64} : (!wide) -> f32
       "tile.yield"(%value) : (f32) -> ()
-    }) {rows = 7168 : i64} : (!wide) -> !many
+    }) {rows = 7168 : i64} : () -> !many
     return %x : !many
   }
 }

@@ -12,10 +12,10 @@
 module attributes {tileir.level = "tile", tileir.target = "h100", tileir.context = 4096 : i64} {
   func.func @step() -> tensor<?xi32> {
     %table = "tile.buffer"() {sym_name = "embed", kind = "tensor"} : () -> !table
-    %x = "tile.map"(%table) ({
+    %x = "tile.map"() ({
       %value = "tile.lookup"(%table) {scale = 1.0 : f64} : (!table) -> f32
       "tile.yield"(%value) : (f32) -> ()
-    }) {rows = 32 : i64} : (!table) -> !x
+    }) {rows = 32 : i64} : () -> !x
     %k = "tile.state"() {sym_name = "k"} : () -> !s
     %v = "tile.state"() {sym_name = "v"} : () -> !s
     %y = "tile.contract"(%x) ({

@@ -11,10 +11,10 @@
 module attributes {tileir.level = "tile"} {
   func.func @step() -> !x {
     %table = "tile.buffer"() {sym_name = "embed", kind = "tensor"} : () -> !table
-    %x = "tile.map"(%table) ({
+    %x = "tile.map"() ({
       %value = "tile.lookup"(%table) {scale = 1.0 : f64} : (!table) -> f32
       "tile.yield"(%value) : (f32) -> ()
-    }) {rows = 32 : i64} : (!table) -> !x
+    }) {rows = 32 : i64} : () -> !x
     return %x : !x
   }
 }

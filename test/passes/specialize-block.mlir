@@ -16,10 +16,10 @@
 module attributes {tileir.level = "tile", tileir.context = 4096 : i64, tileir.vocabulary = 2080 : i64} {
   func.func @step() -> tensor<?xi32> {
     %table = "tile.buffer"() {sym_name = "embed", kind = "tensor"} : () -> !table
-    %x = "tile.map"(%table) ({
+    %x = "tile.map"() ({
       %value = "tile.lookup"(%table) {scale = 1.0 : f64} : (!table) -> f32
       "tile.yield"(%value) : (f32) -> ()
-    }) {rows = 32 : i64, devices = array<i64: 0>} : (!table) -> !x
+    }) {rows = 32 : i64, devices = array<i64: 0>} : () -> !x
     %k = "tile.state"() {sym_name = "k"} : () -> !s
     %v = "tile.state"() {sym_name = "v"} : () -> !s
     // CHECK: %[[X:.*]] = "tile.map"
@@ -59,10 +59,10 @@ module attributes {tileir.level = "tile", tileir.context = 4096 : i64, tileir.vo
       "tile.value"(%y) {offset = 96 : i64, stride = 16 : i64, size = 16 : i64} : (!y) -> ()
       "tile.yield"() : () -> ()
     }) {heads = 4 : i64, kv_heads = 2 : i64, head_size = 16 : i64, scale = 0.25 : f64, window = 0 : i64, softcap = 0.0 : f64, splits = 1 : i64, devices = array<i64: 0>, groups = 2 : i64, value_size = 16 : i64} : (!s, !s) -> !partial
-    %a = "tile.map"(%p) ({
+    %a = "tile.map"() ({
       %value = "tile.combine"(%p) : (!partial) -> f32
       "tile.yield"(%value) : (f32) -> ()
-    }) {rows = 4 : i64, devices = array<i64: 0>} : (!partial) -> !x
+    }) {rows = 4 : i64, devices = array<i64: 0>} : () -> !x
     // CHECK: %[[Z:.*]] = "tile.contract"(%{{.*}}) ({
     // CHECK: "tile.residual"(%{{.*}}, %{{.*}}, %[[Y]])
     // CHECK: tile_base = 0 : i64, tiles = 4 : i64

@@ -231,7 +231,6 @@ class MapOp(Tile.Operation, name="map"):
     of the channel.
     """
 
-    ins: Sequence[Operand[Tensor]]
     rows: ir.IntegerAttr
     result: Result[Tensor]
     body: ext.Region
