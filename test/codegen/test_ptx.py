@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tileir
-from test.models import arrays, tiny_llama
+from test.models import arrays, tiny_llama, tiny_mla, tiny_moe
 from tileir.errors import TileirError
 from tileir.frontends.torch_export import export_decode
 from tileir.package import Package
@@ -83,3 +83,20 @@ def test_groups_of_queries_fit_the_registers() -> None:
     """Eight queries of a kv head are two groups of four."""
     package = compiled(num_attention_heads=8, num_key_value_heads=1, head_dim=128)
     assert package.manifest["assembled"]["spill_bytes"] == 0
+
+
+REFUSED = {
+    "tokens": (tiny_llama, {"tokens": 4}, "4 tokens"),
+    "GPUs": (tiny_llama, {"devices": 2}, "2 GPUs"),
+    "pages": (tiny_llama, {"page": 16}, "16 rows a page"),
+    "experts": (tiny_moe, {}, "level 'sm'"),
+    "latents": (tiny_mla, {}, "level 'sm'"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_kernels_are_not_generated_for(what: str) -> None:
+    """Refused by name, and the way on is said; the reference device runs all of it."""
+    model, options, said = REFUSED[what]
+    with pytest.raises(TileirError, match=rf"(?s){said}.*the reference device runs it"):
+        tileir.compile(export_decode(model(), 64), target="h100", **options)

@@ -15,6 +15,10 @@ from tileir.target import Target
 
 UNIT = 256
 HEADER_WORDS = 2
+EPILOGUES = (
+    *("tile.bias", "tile.residual", "tile.rope", "tile.glu", "tile.append", "tile.publish"),
+    *("tile.logits", "tile.candidate", "tile.yield"),
+)
 
 
 @dataclass(frozen=True)
@@ -224,9 +228,21 @@ def _unsupported_body(body: Body) -> Iterator[tuple[str, str]]:
             case "engine.choose":
                 yield f"a select of kind {get(op, 'kind')!r}", "kernels sample by argmax"
     for op in walk(body.op, "engine.map"):
-        first = name_of(op.regions[0].blocks[0].operations[0])
-        if first not in ("tile.lookup", "tile.combine") or get(op, "of") == "choice":
-            yield f"a map that begins with {first}", "kernels look up tokens and combine splits"
+        first = op.regions[0].blocks[0].operations[0]
+        if name_of(first) not in ("tile.lookup", "tile.combine") or get(first, "of") == "choice":
+            what = f"a map that begins with {name_of(first)}"
+            yield what, "kernels look up the step's tokens and combine splits"
+    for op in walk(body.op, "engine.select"):
+        if get(op, "makes") != "token":
+            yield "a draft layer", "kernels choose one token a step"
+    for op in walk(body.op, "engine.emit"):
+        for inner in (o for s in walk(op, "tile.segment") for o in s.regions[0].blocks[0]):
+            if name_of(inner) not in EPILOGUES:
+                yield f"{name_of(inner)} in an epilogue", f"kernels know {', '.join(EPILOGUES)}"
+            elif name_of(inner) == "tile.rope":
+                turned = 2 * static_shape(inner.operands[2])[1]
+                if turned != get(inner, "head_size"):
+                    yield f"rope of {turned} values of a head", "kernels rotate whole heads"
 
 
 def _unsupported_attend(op: Any) -> Iterator[tuple[str, str]]:
