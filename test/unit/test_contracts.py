@@ -13,7 +13,17 @@ def checked(level: str, inside: str, argument: str = "tensor<?xi32>", wanted: st
     """Check a function, or at engine level a device, that holds this."""
     body = f"func.func @f(%t: {argument}) {{ {inside}\n return }}"
     if level == "engine":
-        facts = ["index", "sms", "consumer_warps", "tokens", "context", "vocabulary"]
+        facts = [
+            "index",
+            "devices",
+            "sms",
+            "consumer_warps",
+            "tokens",
+            "sequences",
+            "page",
+            "context",
+            "vocabulary",
+        ]
         numbers = ", ".join(f"{name} = 1 : i64" for name in facts)
         body = f'"engine.device"() ({{ {inside} }}) {{{numbers}}} : () -> ()'
     with new_context(), ir.Location.unknown():
