@@ -225,7 +225,7 @@ def test_what_a_pass_refuses_can_be_repeated(capsys: pytest.CaptureFixture[str])
     (line,) = [x for x in caught.value.hint.splitlines() if "reproduce: " in x]
     program, *arguments = shlex.split(line.partition("reproduce: ")[2])
     assert program == "tileir-opt"
-    assert "tile-graph{tokens=2}" in arguments[-1]
+    assert "tile-graph{tokens=2 " in arguments[-1]
     assert main(arguments) == 1
     assert f"error: {caught.value.message}" in capsys.readouterr().err
 
