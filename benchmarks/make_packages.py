@@ -23,6 +23,7 @@ TINY: dict[str, dict[str, Any]] = {
     "tiny-biased": {"attention_bias": True},
     "tiny-one-kv-head": {"num_key_value_heads": 1},
     "tiny-wide-heads": {"head_dim": 128},
+    "tiny-grouped": {"num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 128},
     "tiny-odd": {"hidden_size": 144, "intermediate_size": 200, "vocab_size": 994},
 }
 
