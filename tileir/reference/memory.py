@@ -1,7 +1,7 @@
 """What a GPU of the reference device holds: rows of the table with their operands, weights, states, channels."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -71,7 +71,6 @@ class RowPlan:
     ops: dict[str, Any]
     segments: list[tuple[Any, int]]
     bind: dict[Any, Any]
-    local: str | None = None
 
     def operand(self, value: Any) -> Any:
         """A channel, a state or an array."""
@@ -103,7 +102,6 @@ class Device:
     states: dict[str, State]
     locals: dict[str, LocalName]
     ordered: bool
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def read_device(
