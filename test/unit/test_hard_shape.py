@@ -230,8 +230,8 @@ PLACEMENTS = [
     (name, devices, placement)
     for name in MODELS
     for devices in (2, 3, 4)
-    for placement in ("tensor-parallel", "indexer-apart")
-    if placement == "tensor-parallel" or "sparse" in name
+    for placement in ("tensor-parallel", "replicated-attention", "indexer-apart")
+    if placement == "tensor-parallel" or (placement == "indexer-apart") == ("sparse" in name)
 ]
 
 
