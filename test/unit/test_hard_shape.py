@@ -146,6 +146,17 @@ def test_accept_and_roll_back(good: int, context: Any) -> None:
     assert running.steps == 1 + -(-(new - 1 - min(good, 5)) // (good + 1))
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_every_shape_rolls_back(name: str, context: Any) -> None:
+    """Rejected rows of latents, index keys and heads leave no trace."""
+    program, weights, ids, _ = case(name)
+    prompt, new = ids[:6], 12
+    right = prompt + list(session(context, program, weights).generate(prompt, new))
+    running = session(context, program, weights, tokens=4)
+    request = Request(prompt, new, drafts=wrong_from(right, 1))
+    assert running.generate_batch([request]) == [right[6:]]
+
+
 def test_a_draft_layer_in_the_program(context: Any) -> None:
     """The text is the same with the draft layer's tokens as without, and drafts that are right save steps."""
     model, draft = tiny_mtp()
