@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tileir.dialect.attributes import get, located, name_of, walk
+from tileir.dialect.attributes import get, located, name_of, shape_of, walk
 from tileir.errors import ContractError
 from tileir.mlir import ir
 
@@ -39,6 +39,13 @@ def readers(value: Any) -> list[Any]:
         if use.owner.operation not in found:
             found.append(use.owner.operation)
     return found
+
+
+def row_size(value: Any) -> int:
+    """How many values a graph value has for a token."""
+    size = shape_of(value)[-1]
+    assert size is not None
+    return size
 
 
 def decided(op: Any, name: str, by: str) -> Any:

@@ -17,6 +17,7 @@ from tileir.passes.dataflow import (
     operations,
     producer,
     readers,
+    row_size,
     step_function,
 )
 from tileir.passes.segments import LINEARS, weight_of
@@ -111,7 +112,7 @@ def _work(members: list[Any], context: int, devices: int) -> Work:
         return Work("index", 1, ELEMENT_BYTES * rows)
     if "graph.expert_linear" in names:
         experts, *_ = static_shape(weight_of(linears[0]))
-        slots = static_shape_of(linears[0].operands[1])
+        slots = row_size(linears[0].operands[1])
         return Work("experts", experts, size / experts * slots)
     if linears and "graph.sample" in _next(members):
         return Work("vocabulary", -(-static_shape(weight_of(linears[0]))[0] // TILE_ROWS), size)
@@ -121,13 +122,6 @@ def _work(members: list[Any], context: int, devices: int) -> Work:
 
 def _weight_values(linear: Any) -> int:
     return prod(static_shape(weight_of(linear)))
-
-
-def static_shape_of(value: Any) -> int:
-    """Values a token."""
-    size = shape_of(value)[-1]
-    assert size is not None
-    return size
 
 
 def _is_state(value: Any) -> bool:
@@ -173,13 +167,13 @@ def _role(members: list[Any], linears: list[Any], devices: int) -> tuple[str, in
 
 
 def _columns(glu: Any) -> int:
-    return static_shape_of(glu.results[0]) // HALF_ROWS
+    return row_size(glu.results[0]) // HALF_ROWS
 
 
 def _summed(glu: Any) -> bool:
     """Whether a gated unit of whole tiles feeds one plain linear, whose sum can be cut with it."""
     after = readers(glu.results[0])
-    rows = static_shape_of(glu.results[0])
+    rows = row_size(glu.results[0])
     plain = [r for r in after if name_of(r) == "graph.linear" and len(list(r.operands)) == 2]
     return len(after) == len(plain) == 1 and rows % HALF_ROWS == 0
 

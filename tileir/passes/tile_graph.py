@@ -11,7 +11,6 @@ from tileir.dialect.attributes import (
     located,
     name_of,
     put,
-    shape_of,
     static_shape,
     tensor,
 )
@@ -25,6 +24,7 @@ from tileir.passes.dataflow import (
     operations,
     producer,
     readers,
+    row_size,
     step_function,
 )
 from tileir.passes.declarations import Declarations
@@ -184,7 +184,7 @@ class _Builder:
         """A norm or a rope of rows by themselves, and what follows."""
         first, f32 = members[0], ir.F32Type.get()
         channel, offset = self._place(first.operands[0])
-        values = static_shape_of_row(first.results[0])
+        values = row_size(first.results[0])
         size = get(first, "head_size") or static_shape(first.operands[1])[0]
         for op in members:
             if name_of(op) == "graph.rope" and get(op, "head_size") != size:
@@ -237,7 +237,7 @@ class _Builder:
         total, *adds = members
         parts, _ = self._place(total.operands[0])
         f32, last = ir.F32Type.get(), members[-1].results[0]
-        size = static_shape_of_row(last)
+        size = row_size(last)
         made, block = self._map(self._channel(size), size // 2, _placement(total))
         with ir.InsertionPoint(block):
             value, held = build("tile.sum", [parts], [f32], size=2).results[0], total.results[0]
@@ -278,7 +278,7 @@ class _Builder:
                 self._piece("tile.query", x, size)
             for kind, chain in zip(("tile.key", "tile.value"), chains, strict=False):
                 for append in chain:
-                    row = static_shape_of_row(append.operands[1])
+                    row = row_size(append.operands[1])
                     self._piece(kind, append.operands[1], row // facts["kv_heads"])
             for value_ in indices:
                 build("tile.gather", [self._place(value_)[0]])
@@ -309,7 +309,7 @@ class _Builder:
             case _:
                 facts |= {n: get(op, n) for n in SELECT_FACTS} | {
                     "score": get(op, "kind"),
-                    "experts": static_shape_of_row(op.operands[0]),
+                    "experts": row_size(op.operands[0]),
                     "fill": get(op, "fill", 0.0),
                 }
                 kind, result = "route", self._channel(get(op, "k"), 2, element="i32")
@@ -382,8 +382,8 @@ class _Builder:
         if name_of(linear) == "graph.grouped_linear":
             groups, stride = static_shape(weight_of(linear))[0], k
         elif name_of(linear) == "graph.expert_linear":
-            groups = static_shape_of_row(linear.operands[1])
-            if static_shape_of_row(value) != k:
+            groups = row_size(linear.operands[1])
+            if row_size(value) != k:
                 stride = values // groups
         facts = {"channel": channel, "k": k, "groups": groups}
         return facts if (offset, stride, values) == (0, 0, k) else facts | {"x": [offset, stride]}
@@ -412,7 +412,7 @@ class _Builder:
         (append,) = appends_of(keys)
         heads, size = get(op, "heads"), get(op, "head_size")
         (channel, offset), (own, at) = self._place(q), self._place(append.operands[1])
-        context = static_shape_of_row(op.results[0])
+        context = row_size(op.results[0])
         tiles = -(-context // TILE_ROWS)
         state = self.declared.state(append)
         made = build(
@@ -524,13 +524,6 @@ _ATTENTION: dict[str, Any] = {
 }
 
 
-def static_shape_of_row(value: Any) -> int:
-    """How many values a graph value has for a token."""
-    size = shape_of(value)[-1]
-    assert size is not None
-    return size
-
-
 def _open_segment(piece: Piece, sources: list[int]) -> tuple[Any, Any]:
     """A tile.segment and its block."""
     facts = {n: getattr(piece, n) for n in ("tiles", "inner", "step", "outer")}
@@ -542,7 +535,7 @@ def _in_state(append: Any, bases: list[int], piece: Piece) -> list[int]:
     """Where a run's values go in a state's row: at its offset in rows of one head."""
     heads, _, size = static_shape(append.results[0])
     offset = get(append, "offset", 0)
-    if heads > 1 and static_shape_of_row(append.operands[1]) != heads * size:
+    if heads > 1 and row_size(append.operands[1]) != heads * size:
         raise TileirError(
             "an append of parts of several heads behind a linear",
             location=located(append),
