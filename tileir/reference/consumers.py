@@ -100,7 +100,7 @@ class Consumers:
         """The step's routing, [T, k, 2] (a generator that returns it)."""
         channel = row.operand(value)
         if isinstance(channel, LocalName):
-            return self.sm.locals[channel.name].words[: len(self.live)]
+            return self.sm.locals[channel.name].read(self.use, len(self.live))
         words = np.arange(channel.payload.shape[2])
         yield from self.await_(channel, words)
         return self.values(channel, words).reshape(len(self.live), -1, 2)
@@ -157,9 +157,7 @@ class Consumers:
                 yield from self._await_reads(row, segment, inner)
                 values = sums[:, some]
                 run_segment(segment, inner, values[..., :8], values[..., 8:], sink)
-        if any(
-            name_of(o) == "tile.candidate" for s, _ in row.segments for o in s.regions[0].blocks[0]
-        ):
+        if row.offers:
             sink.publish_best()
 
     def _await_reads(self, row: RowPlan, segment: Any, tiles: Array) -> Role:
@@ -172,21 +170,27 @@ class Consumers:
                     )
 
     def _of_experts(self, row: RowPlan) -> Role:
-        """This SM's (expert, tile) pairs, at most so many at a time as partial sums have room for."""
-        receive, multiply, emit = (row.ops[n] for n in ("receive", "multiply", "emit"))
+        """This SM's (expert, tile) pairs, as many at a time as partial sums have room for."""
+        multiply, emit = row.ops["multiply"], row.ops["emit"]
         routing = yield from self.routing(row, multiply.operands[0])
         found = tasks.pairs(row, routing, multiply, self.sm.sm, self.device.sms)
-        k, stride, slots = (get(multiply, "k"), get(receive, "stride"), get(receive, "groups"))
-        count, out = -(-k // 32), row.operand(emit.operands[0])
-        width = out.payload.shape[2] // slots
+        count = -(-get(multiply, "k") // 32)
         per_slot = self.sm.slot_bytes["state"] // tasks.BLOCK_BYTES
-        slots_held = yield from self.take("state", -(-len(found) * count // per_slot))
-        blocks = [block for (part,) in slots_held for block in part]
+        stride, slots = get(row.ops["receive"], "stride"), get(row.ops["receive"], "groups")
+        out = row.operand(emit.operands[0])
+        width, blocks, taken = out.payload.shape[2] // slots, list[Array](), 0
         for at in range(0, len(found), MAX_TILES_PER_SM):
-            for n, (expert, tile) in enumerate(found[at : at + MAX_TILES_PER_SM], start=at):
+            batch, chose = found[at : at + MAX_TILES_PER_SM], {}
+            for expert in dict(batch):
                 tokens, chosen = np.nonzero(routing[:, :, 0] == expert)
                 x, scale = yield from self._chosen_x(row, tokens, chosen * stride)
-                mine = [(np.stack(blocks[n * count : (n + 1) * count]),)]
+                chose[expert] = tokens, chosen, x, scale
+            needed = -(-(at + len(batch)) * count // per_slot)
+            held = yield from self.take("state", needed - taken)
+            taken, blocks = needed, [*blocks, *(block for (part,) in held for block in part)]
+            for expert, tile in batch:
+                tokens, chosen, x, scale = chose[expert]
+                mine, blocks = [(np.stack(blocks[:count]),)], blocks[count:]
                 sums = _sums(mine, [_blocks_of(x)], np.zeros(count, int), len(x))
                 if scale is not None:
                     sums = sums * scale[..., None]
@@ -463,7 +467,8 @@ class _Sink:
                 record = best_of(np.concatenate(found), np.concatenate(indices))
             records.append(record)
         place = sm.device.place * sm.device.sms + sm.sm
-        sm.launch.released[sm.device.place, sm.sm] = at.epoch
+        if self._row.number == sm.device.record:
+            sm.launch.released[sm.device.place][sm.sm] = at.epoch
         index = np.arange(2 * place, 2 * place + 2)
         at.publish(self._channel, at.live, index, np.array(records, np.int64))
 

@@ -42,7 +42,7 @@ class EngineExecutor:
             for place, (op, recipe) in enumerate(zip(found, recipes, strict=True))
         ]
         paged = [s for d in self.devices for s in d.states.values() if s.page]
-        self.pages = len(paged[0].written) // self.page if paged else 0
+        self.pages = len(paged[0].holder) // self.page if paged else 0
         self.drafts = any(
             get(row.ops["select"], "makes") == "draft"
             for row in self.devices[0].rows
@@ -95,8 +95,8 @@ class Launch:
         self.first_epoch = self.last_epoch = engine.epoch + 1
         self.scheduler = Scheduler(engine.seed)
         self.link = Link(self.scheduler)
-        self.released = {(d.place, sm): engine.epoch for d in engine.devices for sm in range(d.sms)}
-        self.running = len(self.released)
+        self.released = [np.full(d.sms, engine.epoch) for d in engine.devices]
+        self.running = sum(d.sms for d in engine.devices)
         self._counted = -1
         for device in engine.devices:
             for sm in range(device.sms):

@@ -9,8 +9,8 @@ from tileir.dialect.attributes import get
 from tileir.errors import DeviceHang
 from tileir.reference import tasks
 from tileir.reference.arithmetic import Array
-from tileir.reference.memory import LocalName, RowPlan
-from tileir.reference.protocol import Ring, Role, Wait
+from tileir.reference.memory import LocalName, OldRows, RowPlan, State
+from tileir.reference.protocol import Copy, Ring, Role, Wait
 from tileir.reference.steps import StepRecord
 
 if TYPE_CHECKING:
@@ -39,16 +39,16 @@ class Loaders:
             for number, blocks in rows.items():
                 self._trace("tape", number)
                 for at in range(0, len(blocks), per_slot):
-                    yield from self._fill("tape", (blocks[at : at + per_slot],))
+                    yield from self._fill("tape", _constant(blocks[at : at + per_slot]))
                     if sm.finished:
                         break
                 if sm.finished:
                     break
         sm.loader_ends()
 
-    def _fill(self, name: str, parts: tuple[Array, ...]) -> Role:
+    def _fill(self, name: str, copy: Copy) -> Role:
         ring: Ring = self.sm.rings[name]
-        for wait in ring.fill(self.scheduler, self.uses[name], parts, self.sm.copies):
+        for wait in ring.fill(self.uses[name], copy, self.sm.copies):
             # A loader that waits for a free slot also ends when no further step is taken.
             yield Wait(wait.key, partial(self._ready_or_finished, wait), wait.what)
             if self.sm.finished:
@@ -104,7 +104,7 @@ class Loaders:
         if found:
             blocks = np.concatenate([store[e - first, tile] for e, tile in found])
             for at in range(0, len(blocks), per_slot):
-                yield from self._fill("state", (blocks[at : at + per_slot],))
+                yield from self._fill("state", _constant(blocks[at : at + per_slot]))
 
     def _old_rows(self, row: RowPlan, record: StepRecord) -> Role:
         fill = row.ops["fill_rows"]
@@ -138,19 +138,21 @@ class Loaders:
                     yield from self._copy(states, head, record, sequence, part)
 
     def _copy(
-        self, states: list[Any], head: int, record: StepRecord, sequence: int, positions: Array
+        self, states: list[State], head: int, record: StepRecord, sequence: int, positions: Array
     ) -> Role:
         """One slot of rows. Raises DeviceHang for rows that nothing has released, or that are not there."""
-        launch = self.sm.launch
-        own = [e for (place, _), e in launch.released.items() if place == self.device.place]
-        if not self.device.ordered or min(own) < self.epoch - 1:
-            raise DeviceHang(f"{self.sm.who} streams state rows that nothing has released to it")
-        parts = []
-        for state in states:
-            rows = state.read(record, sequence, positions, self.epoch, self.sm.who)
-            parts.append(state.rows[head, rows])
-        yield from self._fill("state", tuple(parts))
+        sm, plan = self.sm, self.sm.launch.plan
+        if not self.device.ordered or sm.launch.released[self.device.place].min() < self.epoch - 1:
+            raise DeviceHang(f"{sm.who} streams state rows that nothing has released to it")
+        text = plan.texts[record.holders[sequence]]
+        old = OldRows(record, sequence, positions, text, self.epoch, sm.who)
+        yield from self._fill("state", lambda: tuple(state.read(head, old) for state in states))
 
     def _trace(self, role: str, number: int) -> None:
         if self.sm.launch.trace is not None:
             self.sm.launch.trace(self.sm.sm, role, number)
+
+
+def _constant(blocks: Array) -> Copy:
+    """A copy of what nobody writes."""
+    return lambda: (blocks,)

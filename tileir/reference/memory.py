@@ -1,6 +1,6 @@
 """What a GPU of the reference device holds: rows of the table with their operands, weights, states, channels."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,51 +18,79 @@ from tileir.reference.steps import StepRecord
 
 @dataclass
 class State:
-    """Rows by head; of each the epoch in which it was written, and for whom: (request, position)."""
+    """Rows by head; of each the epoch in which it was written, and for what: (request, position, token).
+
+    values: how many values of a head's row have been written in that epoch.
+    """
 
     name: str
     rows: Array
     page: int
     written: Array
+    values: Array
     holder: Array
 
-    def row(self, record: StepRecord, sequence: int, position: int) -> int:
-        """Where a sequence's position lies."""
+    def places(self, record: StepRecord, sequence: int, positions: Array) -> Array:
+        """Where these positions of a sequence lie. Raises DeviceHang for one that has no page."""
         if not self.page:
-            return position
-        number, inside = divmod(position, self.page)
-        held = int(record.table[sequence, number])
-        if held < 0:
+            return positions
+        pages = record.table[sequence, positions // self.page]
+        if (pages < 0).any():
+            position = positions[pages < 0][0]
             raise DeviceHang(f"state {self.name}: sequence {sequence} has no page for {position}")
-        return held * self.page + inside
+        return np.asarray(pages * self.page + positions % self.page)
 
     def write(self, record: StepRecord, t: int, epoch: int, index: Array, values: Array) -> None:
-        """Values of the row of a step's token, by head · size + i."""
+        """Values of the row of a step's token, by head · size + i. Raises DeviceHang for one that is there already."""
         sequence, position = record.sequences[t], record.positions[t]
-        row, size = self.row(record, sequence, position), self.rows.shape[2]
-        self.rows[index // size, row, index % size] = values
-        self.written[row] = epoch
-        self.holder[row] = record.holders[sequence], position
+        (row,), size = self.places(record, sequence, np.array([position])), self.rows.shape[2]
+        head = index // size
+        self.rows[head, row, index % size] = values
+        self.values[head[self.written[head, row] != epoch], row] = 0
+        self.written[head, row] = epoch
+        np.add.at(self.values, (head, row), 1)
+        if (self.values[head, row] > size).any():
+            raise DeviceHang(f"state {self.name}: position {position} is written twice in a step")
+        self.holder[row] = record.holders[sequence], position, record.tokens[t]
 
-    def read(
-        self, record: StepRecord, sequence: int, positions: Array, epoch: int, who: str
-    ) -> Array:
-        """Where these old positions lie. Raises DeviceHang for what this step may not see."""
-        rows = np.array([self.row(record, sequence, int(p)) for p in positions], np.int64)
-        for row, position in zip(rows, positions, strict=True):
-            wanted = (record.holders[sequence], position)
-            if not 0 < self.written[row] < epoch or tuple(self.holder[row]) != wanted:
-                raise DeviceHang(
-                    f"{who} streams position {position} of state {self.name}, which is not there: row {row} holds "
-                    f"position {self.holder[row][1]} of request {self.holder[row][0]}, written in epoch "
-                    f"{self.written[row]}"
-                )
-        return rows
+    def read(self, head: int, old: "OldRows") -> Array:
+        """Old rows of a head, [positions, size]. Raises DeviceHang for those that the step may not see."""
+        record, positions = old.record, old.positions
+        rows = self.places(record, old.sequence, positions)
+        wanted = np.empty((len(rows), 3), np.int64)
+        wanted[:, 0], wanted[:, 1] = record.holders[old.sequence], positions
+        wanted[:, 2] = [old.text[p] for p in positions]
+        written, base = self.written[head, rows], record.bases[old.sequence]
+        values, size = self.values[head, rows], self.rows.shape[2]
+        good = (written > 0) & (written < old.epoch) & (positions < base) & (values == size)
+        good &= (self.holder[rows] == wanted).all(1)
+        if not good.all():
+            at = int(np.argmin(good))
+            request, position, token = self.holder[rows[at]]
+            raise DeviceHang(
+                f"{old.who} streams position {positions[at]} of state {self.name}, which is not there: in epoch "
+                f"{old.epoch} with rows from position {base} on, row {rows[at]} holds token {token} at position "
+                f"{position} of request {request}, {values[at]} of {size} values written in epoch "
+                f"{written[at]}; the text has token {wanted[at, 2]}"
+            )
+        return self.rows[head, rows]
+
+
+@dataclass(frozen=True)
+class OldRows:
+    """Rows that a loader streams: positions of a sequence, in an epoch; text: the sequence's tokens so far."""
+
+    record: StepRecord
+    sequence: int
+    positions: Array
+    text: Sequence[int]
+    epoch: int
+    who: str
 
 
 @dataclass
 class RowPlan:
-    """A row of the phase table with what its body's arguments stand for."""
+    """A row of the phase table with what its body's arguments stand for. offers: it makes candidates."""
 
     number: int
     kind: str
@@ -70,6 +98,7 @@ class RowPlan:
     tile_base: int
     ops: dict[str, Any]
     segments: list[tuple[Any, int]]
+    offers: bool
     bind: dict[Any, Any]
 
     def operand(self, value: Any) -> Any:
@@ -87,7 +116,10 @@ class LocalName:
 
 @dataclass
 class Device:
-    """A GPU: the rows of its table, and its memory."""
+    """A GPU: the rows of its table, and its memory. ordered: states cross steps by release and acquire.
+
+    record: the last row that makes candidates; its record releases what the SM has written in the step.
+    """
 
     index: int
     place: int
@@ -102,6 +134,7 @@ class Device:
     states: dict[str, State]
     locals: dict[str, LocalName]
     ordered: bool
+    record: int
 
 
 def read_device(
@@ -124,8 +157,9 @@ def read_device(
         shape = static_shape(value)
         if name_of(declared) == "engine.state":
             rows = np.zeros(shape, np.float32)
-            written, holder = np.zeros(shape[1], np.int64), np.full((shape[1], 2), -1)
-            states[name] = State(name, rows, get(declared, "page", 0), written, holder)
+            written, values = np.zeros(shape[:2], np.int64), np.zeros(shape[:2], np.int64)
+            holder = np.full((shape[1], 3), -1)
+            states[name] = State(name, rows, get(declared, "page", 0), written, values, holder)
         elif name_of(declared) == "engine.channel" and get(declared, "level") == "sm":
             local[name] = LocalName(name, shape)
         elif name_of(declared) == "engine.channel":
@@ -136,6 +170,7 @@ def read_device(
             )  # fmt: skip
     bound: dict[str, Any] = {**constants, **channels, **states, **local}
     table = [o for o in block if name_of(o) == "engine.row"]
+    plans = [_row(i, row, bodies[get(row, "body")], bound) for i, row in enumerate(table)]
     return Device(
         index=get(op, "index"),
         place=place,
@@ -143,7 +178,7 @@ def read_device(
         warps=get(op, "consumer_warps"),
         tokens=get(op, "tokens"),
         rings={get(o, "sym_name"): o for o in block if name_of(o) == "engine.ring"},
-        rows=[_row(i, row, bodies[get(row, "body")], bound) for i, row in enumerate(table)],
+        rows=plans,
         tape={
             e["row"]: [b.astype(np.float32) for b in pack_row(e, sms, weights, dtype)]
             for e in recipe["tape"]
@@ -153,6 +188,7 @@ def read_device(
         states=states,
         locals=local,
         ordered=all(_ordered(body) for body in bodies.values()),
+        record=max((row.number for row in plans if row.offers), default=-1),
     )
 
 
@@ -175,6 +211,7 @@ def _row(number: int, row: Any, body: Any, bound: dict[str, Any]) -> RowPlan:
         get(row, "tile_base"),
         ops,
         segments,
+        any(name_of(o) == "tile.candidate" for s, _ in segments for o in s.regions[0].blocks[0]),
         {a: bound[n] for a, n in zip(arguments, get(row, "names"), strict=True)},
     )
 

@@ -1,14 +1,13 @@
 """The engine's synchronisation, exactly as the kernel uses it: mbarriers, rings, channels, and a scheduler of roles.
 
-A role is a generator that yields a `Wait` whenever it cannot go on; the scheduler runs any role that
+A role is a generator that yields a `Wait` wherever it may have to; the scheduler runs any role that
 is ready, in an order that its seed decides. When none is, and not all are done, that is a deadlock,
 and the error says who waits for what.
 """
 
 import random
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,60 +15,95 @@ from tileir.errors import DeviceHang
 from tileir.reference.arithmetic import Array
 
 
-@dataclass(frozen=True)
-class Wait:
-    """Not before `ready()`; looked at again whenever `key` is notified. `what` is for the report of a deadlock."""
+class Wait(NamedTuple):
+    """Not before `ready()`; looked at again whenever `key` is notified. `what()` is for the report of a deadlock."""
 
     key: object
     ready: Callable[[], bool]
-    what: str
+    what: Callable[[], str]
 
 
 Role = Generator[Wait, None, None]
+Copy = Callable[[], tuple[Array, ...]]
+# Others go first, if they are ready.
+PAUSE = Wait(None, lambda: True, lambda: "its next turn")
+PAUSES, SLOW = 1 / 16, 1 / 4
 
 
-@dataclass
 class Scheduler:
-    """Runs roles until all are done, or until `stop()`."""
+    """Runs roles until all are done.
 
-    seed: int
-    ready: list[tuple[str, Role]] = field(default_factory=list)
-    waiting: dict[object, list[tuple[str, Role, Wait]]] = field(default_factory=dict)
+    For a while some are slow: one of them runs only when no other can that is not slow, or less slow, so that all get
+    as far ahead of it as the protocol lets them. Then others are. (After Burckhardt et al., A Randomized Scheduler
+    with Probabilistic Guarantees of Finding Bugs, ASPLOS 2010.)
+    """
 
-    def __post_init__(self) -> None:
-        self._random = random.Random(self.seed)
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._names: list[str] = []
+        self._slow: dict[str, int] = {}
+        self._ready: list[tuple[str, Role]] = []
+        self._late: list[tuple[str, Role]] = []
+        self._waiting: dict[object, list[tuple[str, Role, Wait]]] = {}
+        self._left = 0
 
     def add(self, name: str, role: Role) -> None:
         """A role to run."""
-        self.ready.append((name, role))
+        self._names.append(name)
+        self._go_on(name, role)
 
     def choose(self, count: int) -> int:
         """One of `count` things, by the seed."""
-        return self._random.randrange(count)
+        return int(self._random.random() * count)
 
     def notify(self, key: object) -> None:
         """Something that `key` names has changed."""
-        for name, role, wait in self.waiting.pop(key, ()):
+        for name, role, wait in self._waiting.pop(key, ()):
             if wait.ready():
-                self.ready.append((name, role))
+                self._go_on(name, role)
             else:
-                self.waiting.setdefault(key, []).append((name, role, wait))
+                self._waiting.setdefault(key, []).append((name, role, wait))
 
     def run(self) -> Generator[None, None, None]:
         """Advance one role at a time; yields after each. Raises DeviceHang on a deadlock."""
-        while self.ready:
-            at = self._random.randrange(len(self.ready))
-            self.ready[at], self.ready[-1] = self.ready[-1], self.ready[at]
-            name, role = self.ready.pop()
+        while self._ready or self._late:
+            name, role = self._next()
             for wait in role:
                 if not wait.ready():
-                    self.waiting.setdefault(wait.key, []).append((name, role, wait))
+                    self._waiting.setdefault(wait.key, []).append((name, role, wait))
                     break
+                if wait is PAUSE or self._random.random() < PAUSES:
+                    self._go_on(name, role)
+                    break
+            self._left -= 1
+            if self._left < 0:
+                self._change()
             yield
-        stuck = [(n, w.what) for waits in self.waiting.values() for n, _, w in waits]
+        stuck = [(n, w.what()) for waits in self._waiting.values() for n, _, w in waits]
         if stuck:
             lines = [f"  {name} waits for {what}" for name, what in sorted(stuck)[:12]]
             raise DeviceHang("\n".join([f"deadlock: {len(stuck)} roles wait", *lines]))
+
+    def _next(self) -> tuple[str, Role]:
+        if self._ready:
+            at = self.choose(len(self._ready))
+            self._ready[at], self._ready[-1] = self._ready[-1], self._ready[at]
+            return self._ready.pop()
+        at = min(range(len(self._late)), key=lambda i: self._slow[self._late[i][0]])
+        return self._late.pop(at)
+
+    def _go_on(self, name: str, role: Role) -> None:
+        (self._late if name in self._slow else self._ready).append((name, role))
+
+    def _change(self) -> None:
+        """Others are slow, for 2^4 to 2^11 turns."""
+        self._left = int(2 ** self._random.uniform(4, 11))
+        slow = [name for name in self._names if self._random.random() < SLOW]
+        self._random.shuffle(slow)
+        self._slow = {name: i for i, name in enumerate(slow)}
+        every, self._ready, self._late = [*self._ready, *self._late], [], []
+        for name, role in every:
+            self._go_on(name, role)
 
 
 class Mbarrier:
@@ -89,8 +123,11 @@ class Mbarrier:
 
     def wait(self, parity: int) -> Wait:
         """Until the phase of this parity has completed."""
-        what = f"{self.name}, parity {parity}; it is in phase {self.phase}"
-        return Wait(self, lambda: (self.phase & 1) != parity, what)
+        return Wait(
+            self,
+            lambda: (self.phase & 1) != parity,
+            lambda: f"{self.name}, parity {parity}; it is in phase {self.phase}",
+        )
 
 
 class Ring:
@@ -102,16 +139,14 @@ class Ring:
         self.empty = [Mbarrier(warps, f"{name} slot {i} empty") for i in range(slots)]
         self.data: list[tuple[Array, ...] | None] = [None] * slots
 
-    def fill(
-        self, scheduler: Scheduler, use: int, parts: tuple[Array, ...], copies: "CopyEngine"
-    ) -> Role:
+    def fill(self, use: int, copy: Copy, copies: "CopyEngine") -> Role:
         """The loader's part of use number `use`: wait for slot and window, then start the copy."""
         slot, lap = use % self.slots, use // self.slots
         yield self.empty[slot].wait((lap & 1) ^ 1)
         if use >= self.window:
             behind = use - self.window
             yield self.full[behind % self.slots].wait((behind // self.slots) & 1)
-        copies.start(self, slot, parts)
+        copies.start(self, slot, copy)
 
     def take(self, use: int) -> Role:
         """The consumers' wait for use number `use`; then `read` and `release`."""
@@ -131,15 +166,15 @@ class Ring:
 
 
 class CopyEngine:
-    """Copies land some time after they were started, in the order of their start."""
+    """Copies land some time after they were started, in any order; each says itself that it has."""
 
     def __init__(self, scheduler: Scheduler) -> None:
-        self.scheduler, self.queue = scheduler, list[tuple[Ring, int, tuple[Array, ...]]]()
+        self.scheduler, self.started = scheduler, list[tuple[Ring, int, Copy]]()
         self.closed = False
 
-    def start(self, ring: Ring, slot: int, parts: tuple[Array, ...]) -> None:
-        """Begin a copy."""
-        self.queue.append((ring, slot, parts))
+    def start(self, ring: Ring, slot: int, copy: Copy) -> None:
+        """Begin a copy. `copy` is called when it lands: what the source holds then is what comes."""
+        self.started.append((ring, slot, copy))
         self.scheduler.notify(self)
 
     def close(self) -> None:
@@ -149,16 +184,17 @@ class CopyEngine:
 
     def role(self) -> Role:
         """Land copies, one at a time."""
+        some = Wait(self, lambda: bool(self.started) or self.closed, lambda: "copies to land")
         while True:
-            yield Wait(self, lambda: bool(self.queue) or self.closed, "copies to land")
-            if not self.queue:
+            yield some
+            if not self.started:
                 return
-            ring, slot, parts = self.queue.pop(0)
+            ring, slot, copy = self.started.pop(self.scheduler.choose(len(self.started)))
             if ring.data[slot] is not None:
                 raise DeviceHang(f"{ring.name} slot {slot} was overwritten before its release")
-            # The data of this moment: what is written to the source later must not be seen.
-            ring.data[slot] = tuple(np.array(p) for p in parts)
+            ring.data[slot] = copy()
             ring.full[slot].arrive(self.scheduler)
+            yield PAUSE
 
 
 class Channel:
@@ -179,8 +215,7 @@ class Channel:
         self, scheduler: Scheduler, epoch: int, tokens: Array, index: Array, values: Array
     ) -> None:
         """Write packets of an epoch, [tokens, *index.shape]. Raises DeviceHang if such an epoch is there already."""
-        copy, index = epoch % self.depth, index.reshape(-1)
-        at = np.ix_(tokens, index)
+        copy, at = epoch % self.depth, (tokens[:, None], index.reshape(-1))
         if (self.epochs[copy][at] >= epoch).any():
             raise DeviceHang(f"channel {self.name}: epoch {epoch} is written twice or goes back")
         self.payload[copy][at] = values.reshape(len(tokens), -1)
@@ -189,25 +224,33 @@ class Channel:
 
     def wait(self, epoch: int, tokens: Array, index: Array) -> Wait:
         """Until all packets of `index` of these tokens are of this epoch."""
-        copy, at = epoch % self.depth, np.ix_(tokens, index.reshape(-1))
+        copy, at = epoch % self.depth, (tokens[:, None], index.reshape(-1))
 
         def ready() -> bool:
             found = self.epochs[copy][at]
-            if (found > epoch).any():
-                raise DeviceHang(
-                    f"channel {self.name}: epoch {epoch} was overwritten before its reader"
-                )
+            self._check_late(epoch, found)
             return bool((found == epoch).all())
 
-        seen = int(self.epochs[copy][at].min(initial=2**32 - 1))
-        return Wait(self, ready, f"channel {self.name} in epoch {epoch}, oldest packet seen {seen}")
+        def what() -> str:
+            oldest = int(self.epochs[copy][at].min(initial=epoch))
+            return f"channel {self.name} in epoch {epoch}, oldest packet seen {oldest}"
+
+        return Wait(self, ready, what)
 
     def read(self, epoch: int, tokens: Array, index: Array) -> Array:
         """The payloads, [tokens, *index.shape], after `wait`. Raises DeviceHang for a packet of another epoch."""
-        copy, at = epoch % self.depth, np.ix_(tokens, index.reshape(-1))
-        if (self.epochs[copy][at] != epoch).any():
+        copy, at = epoch % self.depth, (tokens[:, None], index.reshape(-1))
+        found = self.epochs[copy][at]
+        self._check_late(epoch, found)
+        if (found != epoch).any():
             raise DeviceHang(f"channel {self.name}: epoch {epoch} is read before it is there")
-        return np.array(self.payload[copy][at]).reshape(len(tokens), *index.shape)
+        return self.payload[copy][at].reshape(len(tokens), *index.shape)
+
+    def _check_late(self, epoch: int, found: Array) -> None:
+        if (found > epoch).any():
+            raise DeviceHang(
+                f"channel {self.name}: epoch {epoch} was overwritten before its reader"
+            )
 
 
 class LocalChannel:
@@ -216,19 +259,30 @@ class LocalChannel:
     def __init__(self, name: str, shape: Sequence[int], *, loaded: bool) -> None:
         self.name, self.loaded = name, loaded
         self.words: Array = np.zeros(shape, np.int64)
+        self.use, self.wanted = -1, False
         self.full, self.empty = Mbarrier(1, f"{name} full"), Mbarrier(1, f"{name} empty")
 
     def write(self, scheduler: Scheduler, use: int, values: Array) -> Role:
         """The consumers' part of use number `use`: once the loader has taken the last."""
         if self.loaded:
             yield self.empty.wait((use & 1) ^ 1)
+        if self.wanted:
+            raise DeviceHang(f"{self.name} is overwritten before its loader has taken it")
         self.words[: len(values)] = values
+        self.use, self.wanted = use, self.loaded
         self.full.arrive(scheduler)
+
+    def read(self, use: int, tokens: int) -> Array:
+        """The words of so many tokens. Raises DeviceHang for those of another use."""
+        if self.use != use:
+            raise DeviceHang(f"{self.name} is read in step {use} and holds step {self.use}'s")
+        return self.words[:tokens]
 
     def take(self, scheduler: Scheduler, use: int, tokens: int) -> Generator[Wait, None, Array]:
         """The loader's part: a copy of the words."""
         yield self.full.wait(use & 1)
-        found = np.array(self.words[:tokens])
+        found = np.array(self.read(use, tokens))
+        self.wanted = False
         self.empty.arrive(scheduler)
         return found
 
@@ -252,10 +306,12 @@ class Link:
 
     def role(self) -> Role:
         """Deliver, one packet at a time."""
+        some = Wait(self, lambda: bool(self.pending) or self.closed, lambda: "packets between GPUs")
         while True:
-            yield Wait(self, lambda: bool(self.pending) or self.closed, "packets between GPUs")
+            yield some
             if not self.pending:
                 return
             at = self.scheduler.choose(len(self.pending))
             channel, packet = self.pending.pop(at)
             channel.publish(self.scheduler, *packet)
+            yield PAUSE

@@ -65,6 +65,17 @@ class ReferenceSession:
             pass
         return out
 
+    def batch_logits(self, requests: Sequence[Request]) -> list[np.ndarray]:
+        """Of each request the logits of its accepted rows, [rows, vocabulary] f32; steps as in generate_batch."""
+        for request in requests:
+            self._checked(request.ids, request.new)
+        self._engine.reset()
+        shape = self._engine.context, self._engine.vocabulary
+        found = [np.full(shape, np.nan, np.float32) for _ in requests]
+        for _ in self._engine.run(requests, found):
+            pass
+        return [rows[~np.isnan(rows).any(1)] for rows in found]
+
     def trace(self, heard: Callable[[int, str, int], None]) -> None:
         """Tell `heard` (SM, role, row of the table) whenever a role begins a row."""
         self._engine.trace = heard

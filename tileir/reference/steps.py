@@ -34,7 +34,8 @@ class Request:
 class StepRecord:
     """A step: for each live row its token, sequence and position.
 
-    number: from 0. bases: the first position of each sequence's rows. holders: the request in each sequence. table: the
+    number: from 0. bases: the first position of each sequence's rows. known: how many of them are known tokens; those
+    behind are drafts. holders: the request in each sequence. table: the
     page table, [sequences, pages of a context], of this version. stop: no step follows, this one has no rows.
     """
 
@@ -43,6 +44,7 @@ class StepRecord:
     sequences: tuple[int, ...]
     positions: tuple[int, ...]
     bases: dict[int, int]
+    known: dict[int, int]
     holders: dict[int, int]
     table: Array
     version: int
@@ -51,6 +53,15 @@ class StepRecord:
     def rows_of(self, sequence: int) -> list[int]:
         """The rows of a sequence, in order."""
         return [t for t, s in enumerate(self.sequences) if s == sequence]
+
+
+def kept(record: StepRecord, sequence: int, choices: Sequence[int]) -> int:
+    """Rows of a sequence that stay: known tokens, then drafts as long as each equals the choice before it."""
+    rows = record.rows_of(sequence)
+    count = record.known[sequence]
+    while count < len(rows) and record.tokens[rows[count]] == choices[rows[count - 1]]:
+        count += 1
+    return count
 
 
 @dataclass
@@ -65,6 +76,12 @@ class _Running:
     pages: list[int] = field(default_factory=list)
 
     @property
+    def rows(self) -> int:
+        """Rows that it needs at most: all of its text but the last token that it makes."""
+        ids = len(self.request.ids)
+        return max(ids, ids + self.request.new - 1)
+
+    @property
     def made(self) -> int:
         """New tokens so far."""
         return len(self.tokens) - len(self.request.ids)
@@ -73,7 +90,8 @@ class _Running:
 class Plan:
     """Requests over `sequences` places, at most `tokens` rows a step; KV in pages of `page` rows if that is not 0.
 
-    context: positions of a sequence. Raises TileirError if a page is wanted and none is free.
+    context: positions of a sequence. A request begins, in order, when a place is free and pages for all of its rows
+    are. Raises TileirError for one that needs more pages than there are.
     """
 
     def __init__(
@@ -89,13 +107,20 @@ class Plan:
         self.tokens, self.context, self.page = tokens, context, page
         self.waiting = [_Running(i, r, list(r.ids)) for i, r in enumerate(requests)]
         self.places: list[_Running | None] = [None] * sequences
-        self.free = list(range(pages))
+        self.texts = [r.tokens for r in self.waiting]
+        self.pages, self.free = pages, list(range(pages))
         self.table = np.full((sequences, -(-context // page) if page else 1), -1)
         self.version = 0
         self.accepted: list[tuple[int, int, int]] = []
         self.made: list[list[int]] = [[] for _ in requests]
         self._skipped = self.pages_used = 0
         self._seen: tuple[int, tuple[int, ...], tuple[int, ...]] | None = None
+        for running in self.waiting:
+            if self._need(running) > pages:
+                raise TileirError(
+                    f"request {running.number} needs {self._need(running)} pages of KV, there are {pages}",
+                    hint="compile with more pages",
+                )
         self.record = self._record(0)
 
     def next(self, record: StepRecord, choices: Array, drafts: Array | None) -> StepRecord:
@@ -136,23 +161,24 @@ class Plan:
         choices: tuple[int, ...],
         drafts: tuple[int, ...],
     ) -> None:
-        """Take a sequence's rows: known tokens, then drafts as long as each equals the choice before it."""
+        """Take what a sequence keeps, up to its end; every row from the last known token on makes one."""
         known = len(running.tokens) - running.base
         taken, ended = 0, False
-        for i, row in enumerate(rows):
-            if i >= known and (ended or record.tokens[row] != running.tokens[-1]):
-                break
-            taken = i + 1
+        for row in rows[: kept(record, place, choices)]:
+            taken += 1
             self.accepted.append((running.number, record.positions[row], row))
-            if i < known - 1:
+            if taken < known:
                 continue
             if running.made < running.request.new:
                 running.tokens.append(choices[row])
                 self.made[running.number].append(choices[row])
             stopped = choices[row] in running.request.stop_ids
-            ended = ended or stopped or running.made >= running.request.new
+            ended = stopped or running.made >= running.request.new
+            if ended:
+                break
         running.base += taken
-        if running.request.drafts == MODEL and drafts:
+        running.draft = []
+        if running.request.drafts == MODEL and drafts and taken >= known:
             running.draft = [drafts[rows[taken - 1]]]
         if ended:
             self.places[place] = None
@@ -165,7 +191,7 @@ class Plan:
     def _record(self, number: int) -> StepRecord:
         for place, running in enumerate(self.places):
             ready = [r for r in self.waiting if r.request.start <= number + self._skipped]
-            if running is None and ready:
+            if running is None and ready and self._has_pages(ready[0]):
                 self.waiting.remove(ready[0])
                 self.places[place] = ready[0]
         live = [(place, r) for place, r in enumerate(self.places) if r is not None]
@@ -173,18 +199,21 @@ class Plan:
             # Nothing to do before the next request begins.
             self._skipped = min(r.request.start for r in self.waiting) - number
             return self._record(number)
-        shares = self._shares([len(self._wanted(r)) for _, r in live])
+        wanted = [self._wanted(r) for _, r in live]
+        shares = self._shares([len(w) for w in wanted])
         rows: list[tuple[int, int, int]] = []
-        for (place, running), share in zip(live, shares, strict=True):
-            wanted = self._wanted(running)[:share]
-            self._hold_pages(place, running, running.base + len(wanted))
-            rows += [(token, place, running.base + i) for i, token in enumerate(wanted)]
+        known: dict[int, int] = {}
+        for (place, running), tokens, share in zip(live, wanted, shares, strict=True):
+            self._hold_pages(place, running, running.base + share)
+            rows += [(token, place, running.base + i) for i, token in enumerate(tokens[:share])]
+            known[place] = min(share, len(running.tokens) - running.base)
         return StepRecord(
             number,
             tuple(token for token, _, _ in rows),
             tuple(place for _, place, _ in rows),
             tuple(position for _, _, position in rows),
             {place: r.base for place, r in live},
+            known,
             {place: r.number for place, r in live},
             self.table.copy(),
             self.version,
@@ -200,7 +229,7 @@ class Plan:
             drafts = running.draft
         elif callable(source):
             drafts = source(list(running.tokens))
-        return (known + drafts)[: self.context - running.base]
+        return (known + drafts)[: running.rows - running.base]
 
     def _shares(self, wanted: list[int]) -> list[int]:
         """Rows of each sequence: one each, then what is left to those that want more, in order."""
@@ -217,9 +246,16 @@ class Plan:
     def _hold_pages(self, place: int, running: _Running, rows: int) -> None:
         """Pages for so many rows."""
         while self.page and len(running.pages) * self.page < rows:
-            if not self.free:
-                raise TileirError("no page of KV is free", hint="compile with more pages")
             running.pages.append(self.free.pop(0))
             self.pages_used += 1
             self.table[place, len(running.pages) - 1] = running.pages[-1]
             self.version += 1
+
+    def _need(self, running: _Running) -> int:
+        """Pages for all rows of a request."""
+        return -(-running.rows // self.page) if self.page else 0
+
+    def _has_pages(self, running: _Running) -> bool:
+        """Whether pages are left for it by those that run, and will hold theirs."""
+        held = sum(self._need(r) for r in self.places if r is not None)
+        return held + self._need(running) <= self.pages

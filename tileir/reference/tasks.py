@@ -1,6 +1,7 @@
 """Who does which of a row's tasks, as loaders and consumers both compute it."""
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,15 @@ BLOCK_BYTES = 1024
 
 def mine(row: RowPlan, tasks: int, sm: int, sms: int) -> Array:
     """This SM's tasks of a row, from 0 on."""
-    first, count = shares(tasks, row.rotation, sms)
-    return np.arange(first[sm], first[sm] + count[sm])
+    return _share(tasks, row.rotation, sm, sms)
+
+
+@cache
+def _share(tasks: int, rotation: int, sm: int, sms: int) -> Array:
+    first, count = shares(tasks, rotation, sms)
+    found = np.arange(first[sm], first[sm] + count[sm])
+    found.flags.writeable = False
+    return found
 
 
 def pairs(row: RowPlan, routing: Array, op: Any, sm: int, sms: int) -> list[tuple[int, int]]:
