@@ -25,12 +25,19 @@ TINY: dict[str, dict[str, Any]] = {
     "tiny-wide-heads": {"head_dim": 128},
     "tiny-grouped": {"num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 128},
     "tiny-odd": {"hidden_size": 144, "intermediate_size": 200, "vocab_size": 994},
+    "tiny-80": {"head_dim": 80},
+    "tiny-96": {"head_dim": 96, "num_attention_heads": 8},
+    "tiny-112": {"head_dim": 112},
+    "tiny-192": {"head_dim": 192},
+    "tiny-256": {"head_dim": 256},
+    "tiny-qwen2": {"kind": "qwen2"},
+    "tiny-qwen3": {"kind": "qwen3", "head_dim": 64},
 }
 
 
-def tiny(**changes: Any) -> Any:
-    """A model of two small layers, for sanitizers and comparisons."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def tiny(kind: str = "llama", **changes: Any) -> Any:
+    """A model of two small layers of a transformers kind, for sanitizers and comparisons."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     facts = {
         "vocab_size": 512,
@@ -43,7 +50,8 @@ def tiny(**changes: Any) -> Any:
         "max_position_embeddings": 256,
     }
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**(facts | changes))).eval().requires_grad_(False)
+    config = AutoConfig.for_model(kind, **(facts | changes))
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     for parameter in model.parameters():
         noise = torch.randn_like(parameter)
         parameter.copy_(noise * 0.1 if parameter.ndim > 1 else 1 + 0.1 * noise)

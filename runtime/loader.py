@@ -8,10 +8,11 @@ import ml_dtypes
 import numpy as np
 
 from tileir.errors import PackageError
-from tileir.packing import constant, tape_layout, tensor
+from tileir.packing import constant, matrix, tape_layout, tensor
 from tileir.runtime.driver import Device
 
 Progress = Callable[[int, int], None]
+_Source = tuple[str, tuple[int, ...]]  # a tensor's name and the view of it
 
 
 def pack_tape(
@@ -30,16 +31,16 @@ def pack_tape(
     tape = device.allocate(layout.size, "the weight tape")
     bases = device.allocate(sms * 8, "tape offsets")
     device.upload(layout.bases, bases)
-    resident: dict[str, tuple[int, int]] = {}
+    resident: dict[_Source, tuple[int, int]] = {}
     row_bases = device.allocate(sms * 8, "row offsets")
     for i, row in enumerate(recipe):
-        needed = [s[half]["tensor"] for s in row["segments"] for half in ("lo", "hi")]
-        for name in [n for n in resident if n not in needed]:
+        needed = [_source(s[half]) for s in row["segments"] for half in ("lo", "hi")]
+        for source in [n for n in resident if n not in needed]:
             device.synchronize()
-            device.free(resident.pop(name)[0])
-        for name in needed:
-            if name not in resident:
-                resident[name] = _upload(device, tensors, name, row["k"])
+            device.free(resident.pop(source)[0])
+        for source in needed:
+            if source not in resident:
+                resident[source] = _upload(device, tensors, source, row["k"])
         device.upload(layout.rows[i], row_bases)
         _pack_row(device, pack, row, sms, tape, row_bases, resident)
         if progress is not None:
@@ -51,10 +52,15 @@ def pack_tape(
     return tape, bases
 
 
-def _upload(device: Device, tensors: Mapping[str, Any], name: str, k: int) -> tuple[int, int]:
-    """(device address, rows) of a tensor of [rows, k], as bf16."""
-    array = tensor(tensors, name)
-    if array.ndim != 2 or array.shape[1] != k:
+def _source(half: Mapping[str, Any]) -> _Source:
+    return half["tensor"], tuple(half.get("view", ()))
+
+
+def _upload(device: Device, tensors: Mapping[str, Any], source: _Source, k: int) -> tuple[int, int]:
+    """(device address, rows) of a tensor or a view of one, as bf16 rows of k."""
+    name, view = source
+    array = matrix(tensor(tensors, name), view)
+    if array.shape[1] != k:
         raise PackageError(f"tensor {name!r} is {array.shape}, the package wants rows of {k}")
     array = np.ascontiguousarray(array.astype(ml_dtypes.bfloat16, copy=False))
     pointer = device.allocate(array.nbytes, f"tensor {name!r}")
@@ -69,7 +75,7 @@ def _pack_row(
     sms: int,
     tape: int,
     row_bases: int,
-    resident: Mapping[str, tuple[int, int]],
+    resident: Mapping[_Source, tuple[int, int]],
 ) -> None:
     begin, end = row["tile_base"], row["tile_base"] + row["tiles"]
     pointer, word = ctypes.c_void_p, ctypes.c_uint32
@@ -77,7 +83,7 @@ def _pack_row(
         first, last = max(begin, s["first"]), min(end, s["first"] + s["tiles"])
         if first >= last:
             continue
-        (lo, lo_rows), (hi, hi_rows) = (resident[s[h]["tensor"]] for h in ("lo", "hi"))
+        (lo, lo_rows), (hi, hi_rows) = (resident[_source(s[h])] for h in ("lo", "hi"))
         numbers = (
             *(s["lo"]["row"], s["hi"]["row"], lo_rows, hi_rows, s["inner"], s["step"], s["outer"]),
             *(row["k"], first - s["first"], first - begin, row["tiles"], row["rotation"], sms),

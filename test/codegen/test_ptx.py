@@ -67,9 +67,14 @@ def test_tape_holds_every_weight_once(package: Package) -> None:
     assert tape_layout(tape, 132).size == package.manifest["memory"]["tape"]
 
 
+@pytest.mark.parametrize("size", [64, 80, 96, 112, 128, 192, 256])
+def test_head_sizes(size: int) -> None:
+    assert compiled(head_dim=size).manifest["assembled"]["spill_bytes"] == 0
+
+
 def test_head_sizes_that_have_no_kernel() -> None:
-    with pytest.raises(TileirError, match="head size 48"):
-        compiled(head_dim=48)
+    with pytest.raises(TileirError, match="heads of 272 values"):
+        compiled(head_dim=272)
 
 
 def test_queries_that_do_not_fit_the_registers(monkeypatch: pytest.MonkeyPatch) -> None:

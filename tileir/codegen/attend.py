@@ -1,8 +1,8 @@
 """Split-KV attention of queries that share a kv head: old rows from the state ring, the step's own from the channel.
 
-Lanes share rows: a row of D values is D/8 lanes of 16 bytes, so a warp reads 256/D rows at once and warp w takes those
-of its number in each slot. Every lane group keeps its own online softmax (Milakov, Gimelshein 2018), in powers of
-two; groups meet once per task.
+Lanes share rows: a row of D values is D/8 lanes of 16 bytes. D counts as the next power of two: then 256/D rows are a
+warp's at once, those of its number in each slot, and lanes beyond D/8 hold zeros. Every lane group keeps its own online
+softmax (Milakov, Gimelshein 2018), in powers of two; groups meet once per task.
 """
 
 from functools import partial
@@ -14,13 +14,12 @@ from tileir.codegen.kernel import FULL, Kernel
 from tileir.codegen.loaders import split_rows
 from tileir.codegen.plan import Body
 from tileir.dialect.attributes import get, static_shape
-from tileir.errors import TileirError
+from tileir.scheduling.assign import rows_a_slot
 
 Value = Any
 LOG2E = 1.4426950408889634
 LOWEST = -1e30
 COMBINE_BATCH = 3
-SUPPORTED_SIZES = (16, 32, 64, 128, 256)
 
 
 class Attend:
@@ -34,12 +33,8 @@ class Attend:
         )
         self.tasks = get(self.op, "tasks")
         self.groups = self.heads // get(self.op, "groups")
-        if self.size not in SUPPORTED_SIZES:
-            raise TileirError(
-                f"attention with head size {self.size}",
-                hint=f"kernels are generated for head sizes {SUPPORTED_SIZES}",
-            )
-        self.lanes = self.size // 8
+        self.used = self.size // 8
+        self.lanes = 1 << (self.used - 1).bit_length()
         self.ring = k.plan.rings[get(self.op, "ring")]
         self.x = b.at(k.smem, None, k.plan.x_offset)
         self.part_row = (self.size + 2) * 4
@@ -52,36 +47,49 @@ class Attend:
         def a_task(i: Value, slot: Value, parity: Value) -> list[Value]:
             task = first + i
             group, split = task // self.splits, task % self.splits
-            self._receive(group)
+            with k.thread_here(), k.words_again():
+                self._receive(group)
             k.consumers_meet()
             state = self._own_row(b.eq(split, 0))
             *state, slot, parity = self._old_rows(split, state, slot, parity)
-            self._merge(state)
-            k.consumers_meet()
-            self._publish(group, split)
+            with k.thread_here(), k.words_again():
+                self._merge(state)
+                k.consumers_meet()
+                self._publish(group, split)
             k.consumers_meet()
             return [slot, parity]
 
         return b.for_(b.const(0), count, [slot, parity], a_task)
 
+    @property
+    def _chunk(self) -> Value:
+        """The 8 values of a row that are this lane's; the last ones for lanes beyond the row."""
+        lane = self.k.lane % self.lanes
+        return b.umin(lane, self.used - 1) if self.used < self.lanes else lane
+
     def _receive(self, group: Value) -> None:
         """Poll q of the group's queries, then its kv head's own k and v, into shared memory as bf16 pairs."""
-        k = self.k
+        k, half = self.k, self.size // 2
+        pieces = list(self.op.operation.regions[0].blocks[0])[:3]
         head = group // (get(self.op, "groups") // self.kv_heads)
-        pieces = list(self.op.operation.regions[0].blocks[0])
-        q, own_k, own_v = (get(o, "offset") for o in list(pieces)[:3])
-        channel = k.operand(self.body, pieces[0].operands[0])
-        half, queries = self.size // 2, self.groups * self.size // 2
-        pairs = queries + 2 * half
+        heads = (group * self.groups, head, head)
+        starts = (0, self.groups * half, (self.groups + 1) * half)
+        pairs = (self.groups + 2) * half
         indices = [k.tid + n * k.plan.threads for n in range(-(-pairs // k.plan.threads))]
         places = []
         for index in indices:
             i = b.umin(index, pairs - 1)
-            from_k = head * half + (own_k // 2 - queries) + i
-            from_v = head * half + (own_v // 2 - queries - half) + i
-            from_q = group * queries + q // 2 + i
-            place = b.select(b.ult(i, queries + half), from_k, from_v)
-            places.append((channel, b.select(b.ult(i, queries), from_q, place)))
+            found = []
+            for piece, first, start in zip(pieces, heads, starts, strict=True):
+                offset, stride = get(piece, "offset") // 2, get(piece, "stride") // 2
+                at = i - start
+                number = (first + at // half) * stride + at % half + offset
+                found.append((k.operand(self.body, piece.operands[0]), number))
+            place = found[0]
+            for other, start in zip(found[1:], starts[1:], strict=True):
+                behind = b.uge(i, start)
+                place = tuple(b.select(behind, o, p) for o, p in zip(other, place, strict=True))
+            places.append(place)
         words = poll_at(k, places, together=True)
         for index, word in zip(indices, words, strict=True):
             to = b.at(self.x, index * 4)
@@ -89,11 +97,14 @@ class Attend:
 
     def _row(self, offset: int) -> list[Value]:
         """This lane's 8 values of a row in shared memory at byte `offset` of x."""
-        to = b.at(self.x, self.k.lane % self.lanes * 16, offset)
-        return _values(b.load("vector<4xi32>", to, 16))
+        return _values(b.load("vector<4xi32>", b.at(self.x, self._chunk * 16, offset), 16))
 
     def _queries(self) -> list[list[Value]]:
-        return [self._row(g * self.size * 2) for g in range(self.groups)]
+        rows = [self._row(g * self.size * 2) for g in range(self.groups)]
+        if self.used == self.lanes:
+            return rows
+        holds = b.ult(self.k.lane % self.lanes, self.used)
+        return [[b.select(holds, v, 0.0) for v in row] for row in rows]
 
     def _score(self, query: list[Value], key: list[Value]) -> Value:
         """q·k in units of log2, summed over the row's lanes."""
@@ -126,10 +137,10 @@ class Attend:
         self, split: Value, state: list[Value], slot: Value, parity: Value
     ) -> list[Value]:
         k, ring = self.k, self.ring
-        per_slot = ring.slot_bytes // (4 * self.size)
+        per_slot = rows_a_slot(ring.slot_bytes, 2, self.size)
         _, rows = split_rows(k, self.op, split)
         place = k.warp * (32 // self.lanes) + k.lane // self.lanes
-        mine = k.warp * 512 + k.lane * 16
+        mine = place * (2 * self.size) + self._chunk * 16
 
         def a_slot(n: Value, *carried: Value) -> list[Value]:
             *state, slot, parity = carried
@@ -139,9 +150,9 @@ class Attend:
             key, value = (b.load("vector<4xi32>", b.at(at, None, o), 16) for o in (0, half))
             k.release(ring, slot)
             valid = b.ult(place, rows - n * per_slot)
-            key_values, values = _values(key), _values(value)
             # What lies in the slot beyond the split's rows may be anything, NaN included.
-            values = [b.select(valid, v, 0.0) for v in values]
+            nothing = b.vec(*[b.const(0)] * 4)
+            key_values, values = _values(key), _values(b.select(valid, value, nothing))
             new = []
             # Queries are read again for every slot: kept, they would not fit the registers.
             for g, query in enumerate(self._queries()):
@@ -155,6 +166,8 @@ class Attend:
     def _merge(self, state: list[Value]) -> None:
         """Lane groups of the warp meet by shuffles; each warp leaves one state in shared memory."""
         k = self.k
+        row = b.at(k.smem, k.warp * (self.groups * self.part_row))
+        mine_at = b.at(row, self._chunk * 32)
         for g in range(self.groups):
             mine = state[10 * g : 10 * g + 10]
             distance = self.lanes
@@ -162,12 +175,11 @@ class Attend:
                 mine = _join(mine, [b.shuffle_xor(v, distance) for v in mine])
                 distance *= 2
             top, weight, *sums = mine
-            row = b.at(k.smem, (k.warp * self.groups + g) * self.part_row, k.plan.part_offset)
-            to = b.at(row, k.lane % self.lanes * 32)
-            # Lanes of other groups hold the same values.
+            at = k.plan.part_offset + g * self.part_row
+            # Lanes of other groups hold the same values; those beyond the row, what the last lane of it holds.
             for e in range(0, 8, 2):
-                b.store(b.vec(sums[e], sums[e + 1]), b.at(to, None, 4 * e), 8)
-            b.store(b.vec(top, weight), b.at(row, None, self.size * 4), 8)
+                b.store(b.vec(sums[e], sums[e + 1]), b.at(mine_at, None, at + 4 * e), 8)
+            b.store(b.vec(top, weight), b.at(row, None, at + self.size * 4), 8)
 
     def _publish(self, group: Value, split: Value) -> None:
         """Join the warps' states; one thread a value."""

@@ -177,6 +177,11 @@ RELAXED: dict[str, Any] = {
 }
 
 
+def here(value: Value) -> Value:
+    """The i32 value, known only from here on: what is made of it stays in the loop and holds no registers outside."""
+    return llvm.inline_asm(value.type, [value], "mov.u32 $0, $1;", "=r,r", has_side_effects=True)
+
+
 def pointer_bits(pointer: Value) -> Value:
     """A pointer as an i64."""
     return llvm.ptrtoint(type_of("i64"), pointer)
@@ -204,11 +209,12 @@ def store(value: Value, pointer: Value, align: int, **how: Any) -> None:
     llvm.store(value, pointer, alignment=align, **how)
 
 
-def load_words(pointer: Value, count: int) -> list[Value]:
+def load_words(pointer: Value, count: int, **how: Any) -> list[Value]:
     """`count` i32 words from 16-byte aligned memory that nobody writes; count is a multiple of 4."""
     words = []
     for i in range(0, count, 4):
-        words += elements(constant_load("vector<4xi32>", at(pointer, None, 4 * i), 16), 4)
+        found = load("vector<4xi32>", at(pointer, None, 4 * i), 16, **(how or {"invariant": True}))
+        words += elements(found, 4)
     return words
 
 

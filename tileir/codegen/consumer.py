@@ -8,6 +8,7 @@ from tileir.codegen.contract import contract, reduce_best
 from tileir.codegen.exchange import poll_at, publish_pair
 from tileir.codegen.kernel import CHOICE, FINISHED, MAILBOX_TOKENS, Kernel, dead
 from tileir.codegen.plan import Body
+from tileir.codegen.rows import rows
 from tileir.dialect.attributes import get, name_of, shape_of
 from tileir.mlir import llvm
 
@@ -60,16 +61,17 @@ def _dispatch(k: Kernel, bodies: list[Body], state: list[Value]) -> list[Value]:
 
 def _run(k: Kernel, body: Body, state: list[Value]) -> list[Value]:
     tape, states, choice = state[:2], state[2:4], state[4]
-    match body.kind:
-        case "contract":
-            tape = contract(k, body, *tape)
-        case "attend":
-            states = Attend(k, body).emit(*states)
-        case "map":
-            region = list(body.find("engine.map").operation.regions[0].blocks[0])[0]
-            (combine if name_of(region) == "tile.combine" else lookup)(k, body)
-        case "select":
-            choice = choose(k, body)
+    with k.thread_here():
+        match body.kind:
+            case "contract":
+                tape = contract(k, body, *tape)
+            case "attend":
+                states = Attend(k, body).emit(*states)
+            case "map":
+                region = list(body.find("engine.map").operation.regions[0].blocks[0])[0]
+                MAPS.get(name_of(region), rows)(k, body)
+            case "select":
+                choice = choose(k, body)
     return [*tape, *states, choice]
 
 
@@ -99,6 +101,9 @@ def lookup(k: Kernel, body: Body) -> None:
         return []
 
     b.for_(b.const(0), (count + (k.plan.threads - 1)) // k.plan.threads, [], pairs)
+
+
+MAPS = {"tile.lookup": lookup, "tile.combine": combine}
 
 
 def choose(k: Kernel, body: Body) -> Value:

@@ -19,6 +19,7 @@ from tileir.mlir import ir, nvvm
 
 Value = Any
 BLOCK_BYTES = 1024
+POLLED = 16  # packets that a thread asks for at once: more would not fit the registers
 _STRUCT = "!llvm.struct<(f32, f32, f32, f32)>"
 
 
@@ -49,11 +50,15 @@ def _receive(k: Kernel, body: Body) -> Any:
     threads, pairs = k.plan.threads, size // 2
     indices = [k.tid + q * threads for q in range(-(-pairs // threads))]
     inside = [b.umin(i, pairs - 1) for i in indices]
+    places = [i + get(op, "offset") // 2 for i in inside] if get(op, "offset") else inside
     scales = []
     if norm is not None:
         memory = k.operand(body, list(norm.operation.operands)[1])
         scales = [b.constant_load("i32", b.at(memory, b.i64(i) * 4), 4) for i in inside]
-    words = poll_pair(k, k.operand(body, op.operation.operands[0]), inside, together=True)
+    channel = k.operand(body, op.operation.operands[0])
+    words: list[Value] = []
+    for at in range(0, len(places), POLLED):
+        words += poll_pair(k, channel, places[at : at + POLLED], together=True)
     squares = []
     x = b.at(k.smem, None, k.plan.x_offset)
     for q, (index, word) in enumerate(zip(indices, words, strict=True)):

@@ -74,7 +74,8 @@ def _residual(rows: Rows, op: Any, pairs: list[Pair]) -> list[Pair]:
 def _rope(rows: Rows, op: Any, pairs: list[Pair]) -> list[Pair]:
     k, size = rows.k, get(op, "head_size")
     table = k.operand(rows.body, _last(op))
-    place = k.position * (size // 2) + rows.index % size
+    half = shape_of(_last(op))[1]
+    place = k.position * half + (rows.index % size - (get(op, "first") or 0))
     angles = b.constant_load("vector<4xf32>", b.at(table, b.i64(place) * 8), 16)
     cos0, sin0, cos1, sin1 = b.elements(angles, 4)
     (x0, x1), (y0, y1) = pairs

@@ -4,7 +4,8 @@ One block per SM. Warps 0 … W-1 are consumers, warp W loads the tape, warp W+1
 `steps` steps at most; every wait ends by `limit` clocks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tileir.codegen import builder as b
@@ -242,10 +243,27 @@ class Kernel:
         b.fence_proxy_async()
         return position, stop
 
-    def row_words(self, index: Value) -> list[Value]:
+    def row_words(self, index: Value, **how: Any) -> list[Value]:
         """The words of a table row."""
         size = self.plan.row_words
-        return b.load_words(b.at(self.arg["table"], b.i64(index) * (4 * size)), size)
+        return b.load_words(b.at(self.arg["table"], b.i64(index) * (4 * size)), size, **how)
+
+    @contextmanager
+    def thread_here(self) -> Iterator[None]:
+        """What is made of the thread's number within is not moved further out, to hold registers there."""
+        before = self.tid, self.warp, self.lane
+        self.tid = b.here(self.tid)
+        self.warp, self.lane = self.tid >> 5, self.tid & 31
+        yield
+        self.tid, self.warp, self.lane = before
+
+    @contextmanager
+    def words_again(self) -> Iterator[None]:
+        """The row's words, read once more: what lies before needs no registers for them."""
+        before = self.words
+        self.words = self.row_words(self.row, volatile_=True)
+        yield
+        self.words = before
 
 
 def _arrive(barrier: Value, results: Sequence[Any]) -> None:

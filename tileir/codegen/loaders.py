@@ -11,6 +11,7 @@ from tileir.codegen.plan import Body, Ring
 from tileir.dialect.attributes import get
 from tileir.dialect.tile import padded
 from tileir.mlir import llvm, nvvm
+from tileir.scheduling.assign import rows_a_slot
 
 Value = Any
 BLOCK_BYTES = 1024
@@ -102,7 +103,7 @@ def _fill_states(k: Kernel, ring: Ring, body: Body, slot: Value, parity: Value) 
     splits, size = get(op, "splits"), get(op, "head_size")
     sharing = get(op, "groups") // get(op, "kv_heads")
     keys, values = (k.operand(body, v) for v in op.operation.operands)
-    per_slot = ring.slot_bytes // (4 * size)
+    per_slot = rows_a_slot(ring.slot_bytes, 2, size)
     first, count = k.share(get(op, "tasks"))
 
     def a_task(i: Value, slot: Value, parity: Value) -> list[Value]:

@@ -15,6 +15,11 @@ from tileir.target import Target
 
 UNIT = 256
 HEADER_WORDS = 2
+MAX_HEAD_SIZE = 256
+MAPS = (
+    *("tile.lookup", "tile.combine", "tile.load", "tile.plus", "tile.rms_norm", "tile.layer_norm"),
+    *("tile.rotate", "tile.store", "tile.yield"),
+)
 EPILOGUES = (
     *("tile.bias", "tile.residual", "tile.rope", "tile.glu", "tile.append", "tile.publish"),
     *("tile.logits", "tile.candidate", "tile.yield"),
@@ -200,9 +205,6 @@ def _unsupported(plan: Plan) -> Iterator[tuple[str, str]]:
                     f"channel {name!r} has protocol {facts[0]!r} and level {facts[1]!r}",
                     'kernels are generated for packets of level "gpu"',
                 )
-    for row in plan.rows:
-        if get(row, "views"):
-            yield "views of weights", "kernels pack whole weights"
     for body in plan.bodies:
         yield from _unsupported_body(body)
 
@@ -211,15 +213,16 @@ def _unsupported_body(body: Body) -> Iterator[tuple[str, str]]:
     for op in walk(body.op, "engine.receive", "engine.multiply", "engine.attend", "engine.choose"):
         match name_of(op):
             case "engine.receive":
-                x = list(op.operands)[0]
-                if (
-                    get(op, "groups") != 1
-                    or get(op, "offset")
-                    or static_shape(x)[1:] != [get(op, "k")]
-                ):
+                norms = [static_shape(o.operands[1])[0] for o in walk(op, "tile.rms_norm")]
+                if get(op, "groups") != 1 or norms not in ([], [get(op, "k")]):
                     yield (
-                        "a linear of groups or of a part of a channel",
-                        "kernels read whole channels",
+                        "a linear of groups or of a part of a norm",
+                        "kernels read one run of values",
+                    )
+                elif get(op, "offset") % 2 or get(op, "k") % 2:
+                    yield (
+                        f"a linear of values {get(op, 'offset')} … of a channel",
+                        "pairs of values",
                     )
             case "engine.multiply" if get(op, "source") != "tape":
                 yield f"weights from {get(op, 'source')}", "kernels stream weights from the tape"
@@ -228,10 +231,7 @@ def _unsupported_body(body: Body) -> Iterator[tuple[str, str]]:
             case "engine.choose":
                 yield f"a select of kind {get(op, 'kind')!r}", "kernels sample by argmax"
     for op in walk(body.op, "engine.map"):
-        first = op.regions[0].blocks[0].operations[0]
-        if name_of(first) not in ("tile.lookup", "tile.combine") or get(first, "of") == "choice":
-            what = f"a map that begins with {name_of(first)}"
-            yield what, "kernels look up the step's tokens and combine splits"
+        yield from _unsupported_map(op)
     for op in walk(body.op, "engine.select"):
         if get(op, "makes") != "token":
             yield "a draft layer", "kernels choose one token a step"
@@ -239,19 +239,29 @@ def _unsupported_body(body: Body) -> Iterator[tuple[str, str]]:
         for inner in (o for s in walk(op, "tile.segment") for o in s.regions[0].blocks[0]):
             if name_of(inner) not in EPILOGUES:
                 yield f"{name_of(inner)} in an epilogue", f"kernels know {', '.join(EPILOGUES)}"
-            elif name_of(inner) == "tile.rope":
-                turned = 2 * static_shape(inner.operands[2])[1]
-                if turned != get(inner, "head_size"):
-                    yield f"rope of {turned} values of a head", "kernels rotate whole heads"
+
+
+def _unsupported_map(op: Any) -> Iterator[tuple[str, str]]:
+    for inner in op.regions[0].blocks[0]:
+        name = name_of(inner)
+        if name not in MAPS or get(inner, "of") == "choice":
+            yield f"{name} in a map", f"kernels know {', '.join(MAPS)}, of the step's tokens"
+        width = {"tile.load": get(inner, "offset"), "tile.rotate": get(inner, "first")}.get(name)
+        if width and width % 2:
+            yield f"{name} from value {width} on", "kernels read pairs of values"
+    if static_shape(op.operands[0])[1] // get(op, "space") % 2:
+        yield "a map over rows of an odd size", "kernels read pairs of values"
 
 
 def _unsupported_attend(op: Any) -> Iterator[tuple[str, str]]:
     *pieces, _ = op.regions[0].blocks[0]
     names = [name_of(o) for o in pieces]
-    channels = [o.operands[0] for o in pieces]
-    plain = names == ["tile.query", "tile.key", "tile.value"] and channels.count(channels[0]) == 3
-    if not plain or get(op, "head_size") != get(op, "value_size"):
+    size = get(op, "head_size")
+    whole = all((get(o, "size"), get(o, "offset") % 2) == (size, 0) for o in pieces)
+    if names != ["tile.query", "tile.key", "tile.value"] or size != get(op, "value_size"):
+        yield "attention over latents or lists", "kernels read a q, a k and a v"
+    elif not whole or size % 8 or not 8 <= size <= MAX_HEAD_SIZE:
         yield (
-            "attention over latents, lists or rows of several stages",
-            "kernels read q, k and v of one",
+            f"attention with heads of {size} values",
+            f"kernels read whole heads of multiples of 8 up to {MAX_HEAD_SIZE} values",
         )

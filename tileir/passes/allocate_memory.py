@@ -207,6 +207,12 @@ def _combine_bytes(_op: Any, warps: int, _sms: int) -> tuple[int, int]:
     return 0, warps * 32 * 12
 
 
+def _rotate_bytes(op: Any, _warps: int, _sms: int) -> tuple[int, int]:
+    """A map's row, f32."""
+    map_ = op.operation.parent
+    return 0, 4 * (shape_of(map_.operands[0])[1] or 1) // get(map_, "space")
+
+
 def _choose_bytes(op: Any, _warps: int, _sms: int) -> tuple[int, int]:
     """All scores, f32."""
     shape = shape_of(op.operands[0])[1:]
@@ -218,5 +224,6 @@ _NEEDS: dict[str, Callable[[Any, int, int], tuple[int, int]]] = {
     "engine.multiply": _multiply_bytes,
     "engine.attend": _attend_bytes,
     "tile.combine": _combine_bytes,
+    "tile.rotate": _rotate_bytes,
     "engine.choose": _choose_bytes,
 }

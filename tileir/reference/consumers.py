@@ -20,7 +20,7 @@ from tileir.reference.memory import LocalName, RowPlan
 from tileir.reference.protocol import Channel, Role
 from tileir.reference.routing import choose_experts, choose_top_k
 from tileir.reference.steps import StepRecord
-from tileir.scheduling.assign import MAX_TILES_PER_SM
+from tileir.scheduling.assign import MAX_TILES_PER_SM, rows_a_slot
 
 if TYPE_CHECKING:
     from tileir.reference.engine import Sm
@@ -219,7 +219,7 @@ class Consumers:
         x, _ = yield from self._receive(row)
         k, heads, stride = get(multiply, "k"), get(receive, "groups"), get(receive, "stride")
         own_channel, own_at = row.operand(multiply.operands[0]), get(multiply, "own")
-        per_slot = tasks.rows_a_slot(fill, self.sm.slot_bytes["state"], 1)
+        per_slot = rows_a_slot(self.sm.slot_bytes["state"], 1, get(fill, "head_size"))
         ((segment, _),) = row.segments
         for op in segment.regions[0].blocks[0]:
             if name_of(op) == "tile.relu_sum":
@@ -274,7 +274,7 @@ class Consumers:
                 own_v = yield from self._pieces(row, op, "tile.value", head, tokens)
         lists = yield from self._lists(row, op)
         fill = row.ops["fill_rows" if lists is None else "fill_gathered"]
-        per_slot = tasks.rows_a_slot(fill, self.sm.slot_bytes["state"], states)
+        per_slot = rows_a_slot(self.sm.slot_bytes["state"], states, get(fill, "head_size"))
         old = (
             tasks.old_rows(self.record, sequence, split, fill)
             if lists is None

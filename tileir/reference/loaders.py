@@ -12,6 +12,7 @@ from tileir.reference.arithmetic import Array
 from tileir.reference.memory import LocalName, OldRows, RowPlan, State
 from tileir.reference.protocol import Copy, Ring, Role, Wait
 from tileir.reference.steps import StepRecord
+from tileir.scheduling.assign import rows_a_slot
 
 if TYPE_CHECKING:
     from tileir.reference.engine import Sm
@@ -109,7 +110,7 @@ class Loaders:
     def _old_rows(self, row: RowPlan, record: StepRecord) -> Role:
         fill = row.ops["fill_rows"]
         states = [row.operand(v) for v in fill.operands]
-        per_slot = tasks.rows_a_slot(fill, self.sm.slot_bytes["state"], len(states))
+        per_slot = rows_a_slot(self.sm.slot_bytes["state"], len(states), get(fill, "head_size"))
         for task in tasks.mine(row, get(fill, "tasks"), self.sm.sm, self.device.sms):
             group, split = divmod(int(task) + row.tile_base, get(fill, "splits"))
             head = group * get(fill, "kv_heads") // get(fill, "groups")
@@ -122,7 +123,7 @@ class Loaders:
         fill = row.ops["fill_gathered"]
         k, indices, *v = (row.operand(value) for value in fill.operands)
         states = [k, *v]
-        per_slot = tasks.rows_a_slot(fill, self.sm.slot_bytes["state"], len(states))
+        per_slot = rows_a_slot(self.sm.slot_bytes["state"], len(states), get(fill, "head_size"))
         mine = tasks.mine(row, get(fill, "tasks"), self.sm.sm, self.device.sms)
         if not len(mine):
             return

@@ -54,11 +54,6 @@ def sequences(record: StepRecord) -> list[int]:
     return sorted(set(record.sequences))
 
 
-def rows_a_slot(op: Any, slot_bytes: int, states: int) -> int:
-    """Positions that a slot holds, bf16, of one state or of k and v."""
-    return int(slot_bytes // (2 * states * get(op, "head_size")))
-
-
 def in_slots(rows: Array, per_slot: int) -> Iterator[Array]:
     """Parts of what one slot holds each."""
     for at in range(0, len(rows), per_slot):

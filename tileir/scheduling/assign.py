@@ -15,6 +15,14 @@ def shares(tasks: int, rotation: int, sms: int) -> tuple[np.ndarray, np.ndarray]
     return v * quotient + np.minimum(v, rest), quotient + (v < rest)
 
 
+def rows_a_slot(slot_bytes: int, states: int, head_size: int) -> int:
+    """Positions that a slot of the state ring holds, bf16, of one state or of k and v.
+
+    As if heads were a power of two wide: a warp's lanes then read whole rows, at the same places in every slot.
+    """
+    return slot_bytes // (2 * states * (1 << (head_size - 1).bit_length()))
+
+
 def next_rotation(rotation: int, tasks: int, sms: int) -> int:
     """Where the next stage's assignment starts: where this one's remainder ended."""
     return (rotation - tasks) % sms

@@ -9,12 +9,11 @@ from itertools import zip_longest
 
 import numpy as np
 
-from tileir.scheduling.assign import shares
+from tileir.scheduling.assign import rows_a_slot, shares
 from tileir.scheduling.problem import Problem, Ring, Row, Stream, fault
 
 BLOCK_BYTES = 1024
 # Of a state's value, in bf16.
-VALUE_BYTES = 2
 
 
 def check_rings(problem: Problem) -> None:
@@ -174,7 +173,7 @@ def _check_states(problem: Problem, row: Row, ring: Ring, fill: Stream, drain: S
             row,
         )
     sizes = [problem.states[row.names[a]].size for a in fill.arguments]
-    if ring.slot_bytes < _row_bytes(fill) or max(sizes, default=0) > fill.head_size:
+    if not _rows_a_slot(ring, fill) or max(sizes, default=0) > fill.head_size:
         raise fault(
             f"a slot of ring {ring.name} has {ring.slot_bytes} bytes for heads of {fill.head_size} in {row}, and rows "
             f"of {sizes} values",
@@ -205,9 +204,9 @@ def _check_states(problem: Problem, row: Row, ring: Ring, fill: Stream, drain: S
     )
 
 
-def _row_bytes(stream: Stream) -> int:
-    """Of one position: k, and v if there is one, in equal parts of the slot."""
-    return VALUE_BYTES * max(1, stream.head_size) * max(1, len(stream.arguments))
+def _rows_a_slot(ring: Ring, stream: Stream) -> int:
+    """Positions: k, and v if there is one, in equal parts of the slot."""
+    return rows_a_slot(ring.slot_bytes, max(1, len(stream.arguments)), max(1, stream.head_size))
 
 
 def _state_slots(
@@ -217,7 +216,7 @@ def _state_slots(
     first, count = (int(v[sm]) for v in shares(stream.tasks, row.rotation, problem.sms))
     low = max(0, position + 1 - stream.window) if stream.window else 0
     chunk = -(-(position - low) // stream.splits)
-    per_slot = max(1, ring.slot_bytes // _row_bytes(stream))
+    per_slot = max(1, _rows_a_slot(ring, stream))
     slots = 0
     for task in range(first, first + count):
         begin = min(low + (row.tile_base + task) % stream.splits * chunk, position)

@@ -1,0 +1,196 @@
+"""Maps over rows: norms, sums and rotations of a channel's rows, a row at a time by all consumer warps of an SM.
+
+Thread t holds the pairs t, t + threads, … of a row as f32. Values that other threads hold go through shared memory.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from tileir.codegen import builder as b
+from tileir.codegen.exchange import poll_pair, publish_pair
+from tileir.codegen.kernel import SQUARES, Kernel
+from tileir.codegen.plan import Body
+from tileir.dialect.attributes import get, name_of, shape_of, static_shape
+
+Value = Any
+Pair = tuple[Value, Value]
+POLLED = 16  # packets that a thread asks for at once
+
+
+class Row:
+    """The row that a body is emitted for. size: its values; pairs: the numbers of this thread's pairs."""
+
+    def __init__(self, k: Kernel, body: Body, number: Value, size: int) -> None:
+        self.k, self.body, self.number, self.size = k, body, number, size
+        count, threads = size // 2, k.plan.threads
+        self.pairs = [k.tid + n * threads for n in range(-(-count // threads))]
+        self.mine = [b.ult(pair, count) for pair in self.pairs]
+        self.inside = [b.umin(pair, count - 1) for pair in self.pairs]
+
+    def constants(self, value: Any) -> list[Pair]:
+        """This thread's pairs of a bf16 buffer of `size` values."""
+        memory = self.k.operand(self.body, value)
+        words = [b.constant_load("i32", b.at(memory, b.i64(i) * 4), 4) for i in self.inside]
+        return [(low, high) for low, high in map(b.unpack, words)]
+
+    def total(self, values: list[Pair]) -> Value:
+        """The sum over the row of values, in every thread."""
+        k = self.k
+        mine = [b.select(m, x + y, 0.0) for m, (x, y) in zip(self.mine, values, strict=True)]
+        sum_ = b.total(mine)
+        for distance in (16, 8, 4, 2, 1):
+            sum_ = sum_ + b.shuffle_xor(sum_, distance)
+        # Met before, so that nobody still reads an earlier sum, and after.
+        k.consumers_meet()
+        sums = b.at(k.scratch, k.half * (4 * k.plan.warps), SQUARES)
+        b.store(sum_, b.at(sums, k.warp * 4), 4)
+        k.consumers_meet()
+        fours = [
+            b.load("vector<4xf32>", b.at(sums, None, 4 * w), 16) for w in range(0, k.plan.warps, 4)
+        ]
+        return b.total([e for four in fours for e in b.elements(four, 4)])
+
+
+def rows(k: Kernel, body: Body) -> None:
+    """A map body's consumer role: this SM's rows, one after the other."""
+    op = body.find("engine.map")
+    block = op.operation.regions[0].blocks[0]
+    channel = op.operation.operands[0]
+    size = static_shape(channel)[1] // get(op, "space")
+    to = k.operand(body, channel)
+    first, count = k.share(get(op, "rows"))
+
+    def a_row(i: Value) -> list[Value]:
+        row = Row(k, body, k.tile_base + first + i, size)
+        made = _run(row, block)
+        base = row.number * (size // 2)
+        for pair, mine, values in zip(row.pairs, row.mine, made, strict=True):
+            b.if_(mine, partial(publish_pair, k, to, base + pair, b.pack(*values)))
+        return []
+
+    b.for_(b.const(0), count, [], a_row)
+
+
+def _run(row: Row, block: Any) -> list[Pair]:
+    """This thread's pairs of what the body yields."""
+    values: dict[Any, list[Pair]] = {}
+    for op in block:
+        operands = list(op.operation.operands)
+        if name_of(op) == "tile.yield":
+            return values[operands[0]]
+        known = [values[o] for o in operands if o in values]
+        others = [o for o in operands if o not in values]
+        made = RULES[name_of(op)](row, op, known, others)
+        if made:
+            values[op.operation.results[0]] = made
+    raise AssertionError("a map's body ends in tile.yield")
+
+
+def _load(row: Row, op: Any, _known: list[list[Pair]], others: list[Any]) -> list[Pair]:
+    channel = row.k.operand(row.body, others[0])
+    base = row.number * (row.size // 2) + get(op, "offset") // 2
+    places = [base + i for i in row.inside]
+    words: list[Value] = []
+    for at in range(0, len(places), POLLED):
+        words += poll_pair(row.k, channel, places[at : at + POLLED], together=True)
+    return [(low, high) for low, high in map(b.unpack, words)]
+
+
+def _plus(_row: Row, _op: Any, known: list[list[Pair]], _others: list[Any]) -> list[Pair]:
+    return [(a + c, d + e) for (a, d), (c, e) in zip(known[0], known[-1], strict=True)]
+
+
+def _rms_norm(row: Row, op: Any, known: list[list[Pair]], others: list[Any]) -> list[Pair]:
+    weights = row.constants(others[0])
+    if get(op, "unit_offset"):
+        weights = [(x + 1.0, y + 1.0) for x, y in weights]
+    squares = [(x * x, y * y) for x, y in known[0]]
+    scale = b.rsqrt(row.total(squares) * (1.0 / row.size) + float(get(op, "eps")))
+    return [
+        (x * scale * v, y * scale * w) for (x, y), (v, w) in zip(known[0], weights, strict=True)
+    ]
+
+
+def _layer_norm(row: Row, op: Any, known: list[list[Pair]], others: list[Any]) -> list[Pair]:
+    weights, biases = (row.constants(o) for o in others)
+    mean = row.total(known[0]) * (1.0 / row.size)
+    centred = [(x - mean, y - mean) for x, y in known[0]]
+    squares = [(x * x, y * y) for x, y in centred]
+    scale = b.rsqrt(row.total(squares) * (1.0 / row.size) + float(get(op, "eps")))
+    return [
+        (x * scale * v + c, y * scale * w + d)
+        for (x, y), (v, w), (c, d) in zip(centred, weights, biases, strict=True)
+    ]
+
+
+def _rotate(row: Row, op: Any, known: list[list[Pair]], others: list[Any]) -> list[Pair]:
+    """Every value from its own and its partner's, which another thread holds."""
+    k, first = row.k, get(op, "first")
+    half = shape_of(others[0])[1]
+    assert half is not None
+    table = b.at(k.operand(row.body, others[0]), b.i64(k.position * half) * 8)
+    memory = b.at(k.smem, None, k.plan.part_offset)
+    k.consumers_meet()
+    for pair, mine, values in zip(row.pairs, row.mine, known[0], strict=True):
+        b.if_(mine, partial(b.store, b.vec(*values), b.at(memory, pair * 8), 8))
+    k.consumers_meet()
+
+    def turned(j: Value) -> Value:
+        """The value at place j of the 2·half that turn."""
+        i, partner, own, low = _PARTNERS[get(op, "style")](j, half)
+        angle = b.constant_load("vector<2xf32>", b.at(table, b.i64(i) * 8), 8)
+        cos, sin = b.elements(angle, 2)
+        mine, other = (b.load("f32", b.at(memory, n * 4, first * 4), 4) for n in (own, partner))
+        return mine * cos + other * b.select(low, b.const(0.0, "f32") - sin, sin)
+
+    out = []
+    for i, values in zip(row.inside, known[0], strict=True):
+        made = []
+        for e, value in enumerate(values):
+            j = i * 2 + e - first  # wraps around below `first`
+            turns = b.ult(j, 2 * half)
+            made.append(b.select(turns, turned(b.select(turns, j, 0)), value))
+        out.append((made[0], made[1]))
+    return out
+
+
+def _halves(j: Value, half: int) -> tuple[Value, Value, Value, Value]:
+    low = b.ult(j, half)
+    return b.select(low, j, j - half), b.select(low, j + half, j - half), j, low
+
+
+def _interleaved(j: Value, _half: int) -> tuple[Value, Value, Value, Value]:
+    return j >> 1, j ^ 1, j, b.eq(j & 1, 0)
+
+
+def _split(j: Value, half: int) -> tuple[Value, Value, Value, Value]:
+    low = b.ult(j, half)
+    i = b.select(low, j, j - half)
+    own = i * 2 + b.select(low, b.const(0), 1)
+    return i, own ^ 1, own, low
+
+
+# style → (angle, partner's place, own place, whether the lower of the pair is made) of a place.
+_PARTNERS = {"half": _halves, "interleaved": _interleaved, "split": _split}
+
+
+def _store(row: Row, op: Any, known: list[list[Pair]], others: list[Any]) -> list[Pair]:
+    k = row.k
+    _, context, size = static_shape(others[0])
+    place = (row.number * context + k.position) * size + get(op, "offset")
+    memory = b.at(k.operand(row.body, others[0]), b.i64(place) * 2)
+    for pair, mine, values in zip(row.pairs, row.mine, known[0], strict=True):
+        b.if_(mine, partial(b.store, b.pack(*values), b.at(memory, pair * 4), 4))
+    return []
+
+
+Rule = Callable[[Row, Any, list[list[Pair]], list[Any]], list[Pair]]
+RULES: dict[str, Rule] = {
+    "tile.load": _load,
+    "tile.plus": _plus,
+    "tile.rms_norm": _rms_norm,
+    "tile.layer_norm": _layer_norm,
+    "tile.rotate": _rotate,
+    "tile.store": _store,
+}
