@@ -54,6 +54,16 @@ SHAPES: dict[str, dict[str, Any]] = {
                        num_key_value_heads=8, intermediate_size=14336, vocab_size=32768, sliding_window=None,
                        max_position_embeddings=32768, tie_word_embeddings=False,
                        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0}),
+    # The ends of the range of sizes: a layer of Llama-3.1-405B, 126 narrow layers, sizes that divide nothing.
+    "wide": dict(kind="llama", hidden_size=16384, num_hidden_layers=1, num_attention_heads=128,
+                 num_key_value_heads=8, intermediate_size=53248, vocab_size=128256, head_dim=128,
+                 max_position_embeddings=8192, tie_word_embeddings=False),
+    "deep": dict(kind="qwen3", hidden_size=480, num_hidden_layers=126, num_attention_heads=6,
+                 num_key_value_heads=1, intermediate_size=1000, vocab_size=50257, head_dim=80,
+                 max_position_embeddings=8192, tie_word_embeddings=True),
+    "odd": dict(kind="qwen2", hidden_size=1000, num_hidden_layers=3, num_attention_heads=10,
+                num_key_value_heads=5, intermediate_size=2730, vocab_size=50001, head_dim=112,
+                max_position_embeddings=8192, tie_word_embeddings=False),
 }  # fmt: skip
 
 

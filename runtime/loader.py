@@ -12,6 +12,7 @@ from tileir.packing import constant, matrix, tape_layout, tensor
 from tileir.runtime.driver import Device
 
 Progress = Callable[[int, int], None]
+CHUNK = 8  # values that a thread of the packing kernel moves: rows are padded to whole ones
 _Source = tuple[str, tuple[int, ...]]  # a tensor's name and the view of it
 
 
@@ -62,7 +63,10 @@ def _upload(device: Device, tensors: Mapping[str, Any], source: _Source, k: int)
     array = matrix(tensor(tensors, name), view)
     if array.shape[1] != k:
         raise PackageError(f"tensor {name!r} is {array.shape}, the package wants rows of {k}")
-    array = np.ascontiguousarray(array.astype(ml_dtypes.bfloat16, copy=False))
+    array = array.astype(ml_dtypes.bfloat16, copy=False)
+    if k % CHUNK:
+        array = np.pad(array, ((0, 0), (0, -k % CHUNK)))
+    array = np.ascontiguousarray(array)
     pointer = device.allocate(array.nbytes, f"tensor {name!r}")
     device.upload(array, pointer)
     return pointer, int(array.shape[0])
@@ -86,7 +90,14 @@ def _pack_row(
         (lo, lo_rows), (hi, hi_rows) = (resident[_source(s[h])] for h in ("lo", "hi"))
         numbers = (
             *(s["lo"]["row"], s["hi"]["row"], lo_rows, hi_rows, s["inner"], s["step"], s["outer"]),
-            *(row["k"], first - s["first"], first - begin, row["tiles"], row["rotation"], sms),
+            *(
+                -(-row["k"] // CHUNK) * CHUNK,
+                first - s["first"],
+                first - begin,
+                row["tiles"],
+                row["rotation"],
+                sms,
+            ),
         )
         arguments = [(p, pointer) for p in (tape, row_bases, lo, hi)] + [(n, word) for n in numbers]
         device.launch(pack, (last - first, row["blocks"]), 64, 0, arguments)

@@ -10,7 +10,7 @@ from typing import Any
 
 from tileir.codegen import builder as b
 from tileir.codegen.epilogue import Rows, run_segment
-from tileir.codegen.exchange import poll_pair, publish_pair
+from tileir.codegen.exchange import PACKET_BYTES, poll, publish_pair
 from tileir.codegen.kernel import BEST, FULL, SQUARES, Kernel
 from tileir.codegen.plan import Body
 from tileir.dialect.attributes import get, name_of, walk
@@ -48,28 +48,13 @@ def _receive(k: Kernel, body: Body) -> Any:
     norms = list(walk(op, "tile.rms_norm"))
     norm = norms[0] if norms else None
     threads, pairs = k.plan.threads, size // 2
-    indices = [k.tid + q * threads for q in range(-(-pairs // threads))]
-    inside = [b.umin(i, pairs - 1) for i in indices]
-    places = [i + get(op, "offset") // 2 for i in inside] if get(op, "offset") else inside
-    scales = []
-    if norm is not None:
-        memory = k.operand(body, list(norm.operation.operands)[1])
-        scales = [b.constant_load("i32", b.at(memory, b.i64(i) * 4), 4) for i in inside]
     channel = k.operand(body, op.operation.operands[0])
-    words: list[Value] = []
-    for at in range(0, len(places), POLLED):
-        words += poll_pair(k, channel, places[at : at + POLLED], together=True)
-    squares = []
+    channel = b.at(channel, None, get(op, "offset") // 2 * PACKET_BYTES)
+    numbers, squares = range(-(-pairs // threads)), list[Value]()
+    for at in range(0, len(numbers), POLLED):
+        some = [q * threads for q in numbers[at : at + POLLED]]
+        squares += _receive_some(k, body, op, norm, channel, some)
     x = b.at(k.smem, None, k.plan.x_offset)
-    for q, (index, word) in enumerate(zip(indices, words, strict=True)):
-        mine = b.ult(index, pairs)
-        if norm is not None:
-            low, high = b.unpack(word)
-            squares.append(b.select(mine, low * low + high * high, 0.0))
-            offset = 1.0 if get(norm, "unit_offset") else 0.0
-            s_low, s_high = (s + offset if offset else s for s in b.unpack(scales[q]))
-            word = b.pack(low * s_low, high * s_high)
-        b.if_(mine, partial(b.store, word, b.at(x, index * 4), 4))
     rest = (padded(size) - size) // 2
     if rest:
         tail = b.at(x, k.tid * 4, pairs * 4)
@@ -80,6 +65,40 @@ def _receive(k: Kernel, body: Body) -> Any:
             sum_ = sum_ + b.shuffle_xor(sum_, distance)
         b.store(sum_, _squares(k, k.warp), 4)
     return norm
+
+
+def _receive_some(
+    k: Kernel, body: Body, op: Any, norm: Any, channel: Value, firsts: list[int]
+) -> list[Value]:
+    """This thread's pairs from each of `firsts` on; returns their squares' sums if there is a norm."""
+    pairs, threads, offset = get(op, "k") // 2, k.plan.threads, 0.0
+    whole = [first + threads <= pairs for first in firsts]
+    numbers = [
+        k.tid if w else b.umin(k.tid, pairs - 1 - f) for f, w in zip(firsts, whole, strict=True)
+    ]
+    scales = []
+    if norm is not None:
+        offset = 1.0 if get(norm, "unit_offset") else 0.0
+        memory = k.operand(body, list(norm.operation.operands)[1])
+        places = [b.at(memory, b.i64(n * 4), f * 4) for n, f in zip(numbers, firsts, strict=True)]
+        scales = [b.constant_load("i32", place, 4) for place in places]
+    packets = [
+        b.at(channel, b.i64(n * PACKET_BYTES), f * PACKET_BYTES)
+        for n, f in zip(numbers, firsts, strict=True)
+    ]
+    words, squares = poll(k, packets, k.tid, together=True), []
+    x = b.at(k.smem, k.tid * 4, k.plan.x_offset)
+    for q, (first, word) in enumerate(zip(firsts, words, strict=True)):
+        mine = None if whole[q] else b.ult(k.tid, pairs - first)
+        if norm is not None:
+            low, high = b.unpack(word)
+            square = low * low + high * high
+            squares.append(square if mine is None else b.select(mine, square, 0.0))
+            s_low, s_high = (s + offset if offset else s for s in b.unpack(scales[q]))
+            word = b.pack(low * s_low, high * s_high)
+        store = partial(b.store, word, b.at(x, None, first * 4), 4)
+        store() if mine is None else b.if_(mine, store)
+    return squares
 
 
 def _part(k: Kernel, tile: Value, warp: Any, static: int = 0) -> Value:

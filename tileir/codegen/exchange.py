@@ -39,6 +39,11 @@ def poll_pair(
 def poll_at(k: Kernel, places: list[tuple[Value, Value]], *, together: bool = False) -> list[Value]:
     """As poll_pair, for (channel, packet) places in several channels."""
     pointers = [b.at(channel, b.i64(p) * PACKET_BYTES) for channel, p in places]
+    return poll(k, pointers, places[0][1], together=together)
+
+
+def poll(k: Kernel, pointers: list[Value], detail: Value, *, together: bool = False) -> list[Value]:
+    """As poll_pair, of packets by address; detail: what a report of a hang says of the first."""
 
     def attempt() -> tuple[Value, list[Value]]:
         words = [b.load("i64", p, 8, **b.RELAXED) for p in pointers]
@@ -46,5 +51,5 @@ def poll_at(k: Kernel, places: list[tuple[Value, Value]], *, together: bool = Fa
         return (b.vote_all(ready) if together else ready), words
 
     agree = b.vote_all if together else lambda go: go
-    words = k.spin(attempt, ["i64"] * len(places), PACKET, places[0][1], agree=agree)
+    words = k.spin(attempt, ["i64"] * len(pointers), PACKET, detail, agree=agree)
     return [b.i32(w) for w in words]

@@ -9,7 +9,7 @@ from tileir.dialect.tile import HALF_ROWS, TILE_ROWS
 from tileir.errors import TileirError
 from tileir.passes.dataflow import producer, readers
 
-K_MULTIPLE = 8
+K_MULTIPLE = 2
 LINEARS = ("graph.linear", "graph.grouped_linear", "graph.expert_linear")
 
 

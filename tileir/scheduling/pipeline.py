@@ -7,7 +7,7 @@ import networkx as nx
 
 from tileir.scheduling.assign import next_rotation
 
-STATE_SLOTS = 3
+MIN_STATE_SLOTS, STATE_SLOTS = 2, 3
 MIN_TAPE_SLOTS, MAX_TAPE_SLOTS = 3, 12
 
 
@@ -51,14 +51,16 @@ def choose_rings(free_bytes: int, slot_bytes: int, window: int) -> Rings | None:
     """As deep a tape ring as fits beside the state ring; None if even the shallowest does not fit.
 
     window: slots that the target wants outstanding. The state ring's is one less than its depth, so
-    that consumers hold a slot while the others fill.
+    that consumers hold a slot while the others fill; it gives one up where the tape's would be too shallow.
     """
-    tape = min(MAX_TAPE_SLOTS, free_bytes // slot_bytes - STATE_SLOTS)
+    slots = free_bytes // slot_bytes
+    state = max(MIN_STATE_SLOTS, min(STATE_SLOTS, slots - MIN_TAPE_SLOTS))
+    tape = min(MAX_TAPE_SLOTS, slots - state)
     if tape < MIN_TAPE_SLOTS:
         return None
-    return Rings(tape, min(window, tape), STATE_SLOTS, min(window, STATE_SLOTS - 1))
+    return Rings(tape, min(window, tape), state, min(window, state - 1))
 
 
 def least_ring_bytes(slot_bytes: int) -> int:
     """Shared memory of the shallowest rings that `choose_rings` accepts."""
-    return (MIN_TAPE_SLOTS + STATE_SLOTS) * slot_bytes
+    return (MIN_TAPE_SLOTS + MIN_STATE_SLOTS) * slot_bytes
