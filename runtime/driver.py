@@ -43,6 +43,13 @@ def device_count() -> int:
         return 0
 
 
+def _too_small(what: str, size: int, free: int, name: str) -> DeviceError:
+    return DeviceError(
+        f"{what} needs {size} bytes, {free} are free on {name}",
+        hint="free the GPU, or compile with a smaller max_context",
+    )
+
+
 class Device:
     """A GPU with its primary context; keeps what it allocates until `close`."""
 
@@ -78,10 +85,7 @@ class Device:
         """
         free, _ = call("cuMemGetInfo")
         if size > free:
-            raise DeviceError(
-                f"{what} needs {size} bytes, {free} are free on {self.name}",
-                hint="free the GPU, or compile with a smaller max_context",
-            )
+            raise _too_small(what, size, free, self.name)
         pointer = int(call("cuMemAlloc", max(size, 16)))
         self._memory.append(pointer)
         call("cuMemsetD8Async", pointer, 0, max(size, 16), self.stream)
@@ -91,6 +95,29 @@ class Device:
         """Give memory back."""
         self._memory.remove(pointer)
         call("cuMemFree", pointer)
+
+    def borrow(self, size: int, what: str) -> int:
+        """Device memory of `size` bytes for the stream's work from here to `give_back`; nothing waits."""
+        try:
+            return int(call("cuMemAllocAsync", size, self.stream))
+        except DeviceError:
+            free, _ = call("cuMemGetInfo")
+            raise _too_small(what, size, free, self.name) from None
+
+    def give_back(self, pointer: int) -> None:
+        """End a loan, once the stream's work so far is done."""
+        call("cuMemFreeAsync", pointer, self.stream)
+
+    def pinned(self, size: int) -> np.ndarray:
+        """Host memory that the device copies from without a detour, [size] bytes."""
+        address = int(call("cuMemHostAlloc", size, 0))
+        self._pinned.append(address)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+    def unpin(self, array: np.ndarray) -> None:
+        """Give pinned memory back."""
+        self._pinned.remove(array.ctypes.data)
+        call("cuMemFreeHost", array.ctypes.data)
 
     def fill(self, pointer: int, size: int) -> None:
         """Zero memory, in the stream's order."""
@@ -106,8 +133,12 @@ class Device:
 
     def upload(self, array: np.ndarray, pointer: int) -> None:
         """Copy a contiguous array to the device, after what the stream does; waits."""
-        call("cuMemcpyHtoDAsync", pointer, array.ctypes.data, array.nbytes, self.stream)
+        self.begin_upload(array, pointer)
         self.synchronize()
+
+    def begin_upload(self, array: np.ndarray, pointer: int) -> None:
+        """Copy a contiguous array to the device, after what the stream does; pinned memory must stay till then."""
+        call("cuMemcpyHtoDAsync", pointer, array.ctypes.data, array.nbytes, self.stream)
 
     def download(self, pointer: int, shape: Sequence[int], dtype: Any) -> np.ndarray:
         """Copy from the device, after what the stream does; waits."""
@@ -161,6 +192,11 @@ class Device:
         event = call("cuEventCreate", 0)
         call("cuEventRecord", event, self.stream)
         return event
+
+    def reach(self, event: Any) -> None:
+        """Wait for an event, and forget it."""
+        call("cuEventSynchronize", event)
+        call("cuEventDestroy", event)
 
     def milliseconds(self, start: Any, end: Any) -> float:
         """Between two events that have happened."""

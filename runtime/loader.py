@@ -8,8 +8,9 @@ import ml_dtypes
 import numpy as np
 
 from tileir.errors import PackageError
-from tileir.packing import constant, matrix, tape_layout, tensor
+from tileir.packing import DTYPES, constant, matrix, tape_layout, tensor
 from tileir.runtime.driver import Device
+from tileir.runtime.upload import Uploader
 
 Progress = Callable[[int, int], None]
 CHUNK = 8  # values that a thread of the packing kernel moves: rows are padded to whole ones
@@ -18,6 +19,7 @@ _Source = tuple[str, tuple[int, ...]]  # a tensor's name and the view of it
 
 def pack_tape(
     device: Device,
+    uploader: Uploader,
     pack: Any,
     recipe: list[dict[str, Any]],
     sms: int,
@@ -30,26 +32,22 @@ def pack_tape(
     """
     layout = tape_layout(recipe, sms)
     tape = device.allocate(layout.size, "the weight tape")
-    bases = device.allocate(sms * 8, "tape offsets")
-    device.upload(layout.bases, bases)
+    places = np.stack([layout.bases, *layout.rows])
+    bases = device.allocate(places.nbytes, "tape offsets")
+    device.upload(places, bases)
     resident: dict[_Source, tuple[int, int]] = {}
-    row_bases = device.allocate(sms * 8, "row offsets")
     for i, row in enumerate(recipe):
         needed = [_source(s[half]) for s in row["segments"] for half in ("lo", "hi")]
         for source in [n for n in resident if n not in needed]:
-            device.synchronize()
-            device.free(resident.pop(source)[0])
+            device.give_back(resident.pop(source)[0])
         for source in needed:
             if source not in resident:
-                resident[source] = _upload(device, tensors, source, row["k"])
-        device.upload(layout.rows[i], row_bases)
-        _pack_row(device, pack, row, sms, tape, row_bases, resident)
+                resident[source] = _upload(device, uploader, tensors, source, row["k"])
+        _pack_row(device, pack, row, sms, tape, bases + (i + 1) * sms * 8, resident)
         if progress is not None:
             progress(i + 1, len(recipe))
-    device.synchronize()
     for pointer, _ in resident.values():
-        device.free(pointer)
-    device.free(row_bases)
+        device.give_back(pointer)
     return tape, bases
 
 
@@ -57,18 +55,18 @@ def _source(half: Mapping[str, Any]) -> _Source:
     return half["tensor"], tuple(half.get("view", ()))
 
 
-def _upload(device: Device, tensors: Mapping[str, Any], source: _Source, k: int) -> tuple[int, int]:
+def _upload(
+    device: Device, uploader: Uploader, tensors: Mapping[str, Any], source: _Source, k: int
+) -> tuple[int, int]:
     """(device address, rows) of a tensor or a view of one, as bf16 rows of k."""
     name, view = source
     array = matrix(tensor(tensors, name), view)
     if array.shape[1] != k:
         raise PackageError(f"tensor {name!r} is {array.shape}, the package wants rows of {k}")
-    array = array.astype(ml_dtypes.bfloat16, copy=False)
     if k % CHUNK:
         array = np.pad(array, ((0, 0), (0, -k % CHUNK)))
-    array = np.ascontiguousarray(array)
-    pointer = device.allocate(array.nbytes, f"tensor {name!r}")
-    device.upload(array, pointer)
+    pointer = device.borrow(2 * array.size, f"tensor {name!r}")
+    uploader.upload(array, ml_dtypes.bfloat16, pointer)
     return pointer, int(array.shape[0])
 
 
@@ -104,11 +102,15 @@ def _pack_row(
 
 
 def upload_constants(
-    device: Device, recipe: list[dict[str, Any]], size: int, tensors: Mapping[str, Any]
+    device: Device,
+    uploader: Uploader,
+    recipe: list[dict[str, Any]],
+    size: int,
+    tensors: Mapping[str, Any],
 ) -> int:
     """Device address of the constants. Raises PackageError for a tensor of another shape."""
     memory = device.allocate(size, "constants")
     for entry in recipe:
         array = constant(entry, tensors)
-        device.upload(array, memory + entry["offset"])
+        uploader.upload(array, DTYPES[entry["dtype"]], memory + entry["offset"])
     return memory

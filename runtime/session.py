@@ -12,6 +12,7 @@ from tileir.package import Package, check_prompt
 from tileir.runtime.driver import Device
 from tileir.runtime.loader import Progress, pack_tape, upload_constants
 from tileir.runtime.report import describe_hang
+from tileir.runtime.upload import Uploader
 
 MAX_STOP_IDS = 64
 LIMIT_CLOCKS = 4_000_000_000  # about 2 s at 1.98 GHz
@@ -37,8 +38,13 @@ class CudaSession:
             raise DeviceError(f"a block of {m['smem_bytes']} bytes does not fit an SM of {d.name}")
         pack = d.function(module, m["kernels"]["pack"])
         sizes = m["memory"]
-        self._tape, self._offsets = pack_tape(d, pack, recipe["tape"], m["sms"], tensors, progress)
-        self._constants = upload_constants(d, recipe["constants"], sizes["constants"], tensors)
+        with Uploader(d) as up:
+            self._tape, self._offsets = pack_tape(
+                d, up, pack, recipe["tape"], m["sms"], tensors, progress
+            )
+            self._constants = upload_constants(
+                d, up, recipe["constants"], sizes["constants"], tensors
+            )
         self._states = d.allocate(sizes["states"], "KV states")
         self._exchange = d.allocate(sizes["exchange"], "exchange buffers")
         table = np.asarray(m["table"], np.uint32)

@@ -122,8 +122,8 @@ def tensor(tensors: Mapping[str, Any], name: str) -> Any:
         ) from None
 
 
-def constant(entry: dict[str, Any], tensors: Mapping[str, Any], *, exact: bool = False) -> Any:
-    """A constant's array, [*shape] of its recipe's dtype, or f32 as the weights have it with `exact`."""
+def constant(entry: dict[str, Any], tensors: Mapping[str, Any]) -> Any:
+    """A constant's array, [*shape], of the weights' dtype."""
     if entry["kind"] == "rope":
         return rope_table(entry)
     array = tensor(tensors, entry.get("source", entry["tensor"]))
@@ -131,9 +131,7 @@ def constant(entry: dict[str, Any], tensors: Mapping[str, Any], *, exact: bool =
     if list(array.shape) != entry["shape"]:
         wanted = entry["shape"]
         raise PackageError(f"tensor {entry['tensor']!r} is {list(array.shape)}, not {wanted}")
-    return np.ascontiguousarray(
-        array.astype(np.float32 if exact else DTYPES[entry["dtype"]], copy=False)
-    )
+    return array
 
 
 def rope_table(entry: dict[str, Any]) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from tileir.dialect.attributes import element_of, get, name_of, static_shape, walk
 from tileir.dialect.engine import declarations
 from tileir.errors import DeviceHang
-from tileir.packing import constant, pack_row, pack_store
+from tileir.packing import DTYPES, constant, pack_row, pack_store
 from tileir.reference.arithmetic import Array
 from tileir.reference.protocol import Channel
 from tileir.reference.steps import StepRecord
@@ -146,7 +146,9 @@ def read_device(
     dtype = ml_dtypes.bfloat16 if rounding else np.float32
     bodies = {get(o, "sym_name"): o for o in block if name_of(o) == "engine.body"}
     constants = {
-        e["tensor"]: np.asarray(constant(e, weights, exact=not rounding), np.float32)
+        e["tensor"]: constant(e, weights)
+        .astype(DTYPES[e["dtype"] if rounding else "f32"], copy=False)
+        .astype(np.float32, copy=False)
         for e in recipe["constants"]
     }
     channels: dict[str, Channel] = {}
