@@ -25,6 +25,7 @@ TINY: dict[str, dict[str, Any]] = {
     "tiny-wide-heads": {"head_dim": 128},
     "tiny-grouped": {"num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 128},
     "tiny-odd": {"hidden_size": 144, "intermediate_size": 200, "vocab_size": 994},
+    "tiny-no-tiles": {"hidden_size": 124, "intermediate_size": 202, "vocab_size": 1001},
     "tiny-80": {"head_dim": 80},
     "tiny-96": {"head_dim": 96, "num_attention_heads": 8},
     "tiny-112": {"head_dim": 112},

@@ -52,6 +52,7 @@ CASES = {
     "llama with biases": lambda: llama_case(attention_bias=True),
     "one kv head": lambda: llama_case(num_key_value_heads=1),
     "odd sizes": lambda: llama_case(hidden_size=48, intermediate_size=104, vocab_size=131),
+    "no whole tiles": lambda: llama_case(hidden_size=60, intermediate_size=90, vocab_size=131),
     "own module": own_case,
 }
 

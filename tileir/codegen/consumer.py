@@ -83,15 +83,19 @@ def lookup(k: Kernel, body: Body) -> None:
     hidden = shape_of(table_value)[1]
     assert hidden is not None
     scale = get(region, "scale")
-    first, count = k.share(hidden // 2)
+    packets = get(op, "rows")
+    first, count = k.share(packets)
     channel, table = k.operand(body, op.operation.operands[0]), k.operand(body, table_value)
 
     def pairs(i: Value) -> list[Value]:
         index = first + i * k.plan.threads + k.tid
 
         def send() -> None:
-            place = b.i64(k.token) * hidden + b.i64(index * 2)
+            inside = index if packets * 2 == hidden else b.umin(index, hidden // 2 - 1)
+            place = b.i64(k.token) * hidden + b.i64(inside * 2)
             word = b.constant_load("i32", b.at(table, place * 2), 4)
+            if packets * 2 > hidden:
+                word = b.select(b.ult(index, hidden // 2), word, 0)
             if scale != 1.0:
                 low, high = b.unpack(word)
                 word = b.pack(low * float(scale), high * float(scale))

@@ -11,7 +11,7 @@ from tileir.codegen import builder as b
 from tileir.codegen.exchange import poll_pair, publish_pair
 from tileir.codegen.kernel import SQUARES, Kernel
 from tileir.codegen.plan import Body
-from tileir.dialect.attributes import get, name_of, shape_of, static_shape
+from tileir.dialect.attributes import get, name_of, shape_of, static_shape, walk
 
 Value = Any
 Pair = tuple[Value, Value]
@@ -57,16 +57,21 @@ def rows(k: Kernel, body: Body) -> None:
     op = body.find("engine.map")
     block = op.operation.regions[0].blocks[0]
     channel = op.operation.operands[0]
-    size = static_shape(channel)[1] // get(op, "space")
-    to = k.operand(body, channel)
+    width = static_shape(channel)[1] // get(op, "space")
+    (load, *_) = walk(op, "tile.load")
+    to, size = k.operand(body, channel), get(load, "size")
     first, count = k.share(get(op, "rows"))
 
     def a_row(i: Value) -> list[Value]:
         row = Row(k, body, k.tile_base + first + i, size)
         made = _run(row, block)
-        base = row.number * (size // 2)
+        base = row.number * (width // 2)
         for pair, mine, values in zip(row.pairs, row.mine, made, strict=True):
             b.if_(mine, partial(publish_pair, k, to, base + pair, b.pack(*values)))
+        behind = (width - size) // 2
+        if behind:
+            zero = partial(publish_pair, k, to, base + (k.tid + size // 2), b.const(0))
+            b.if_(b.ult(k.tid, behind), zero)
         return []
 
     b.for_(b.const(0), count, [], a_row)

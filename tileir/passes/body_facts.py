@@ -301,7 +301,8 @@ def _map(op: Any, number: Number) -> Facts:
     sizes += [static_shape(o.operands[0])[-1] - 2 for o in combines]
     lookups = list(walk(made, "tile.lookup"))
     width = sizes[0] if sizes else 2
-    space = _values(out) // width
+    space = get(made, "space")
+    row = _values(out) // space
 
     def places(argument: Any, base: int, step: int, size: int, *more: int) -> Places:
         return Places(number(argument), 0, space, space, step, 0, (base, *more), size)
@@ -321,13 +322,13 @@ def _map(op: Any, number: Number) -> Facts:
     for o in walk(made, "tile.store"):
         value, state = o.operands
         to = places(state, get(o, "offset"), static_shape(state)[2], width)
-        appends.append(OwnRow(to, places(out, 0, width, width) if value == yielded else None))
+        appends.append(OwnRow(to, places(out, 0, row, width) if value == yielded else None))
     return {
         "tasks": rows,
         "space": max(rows, space),
         "out": number(out),
         "reads": tuple(reads),
-        "writes": (places(out, 0, width, width),),
+        "writes": (places(out, 0, row, row),),
         "appends": tuple(appends),
         "chosen": any(get(o, "of") == "choice" for o in lookups),
     }

@@ -121,6 +121,11 @@ def view_of(weight: Any) -> list[int]:
     return [get(owner, "offset", 0), *static_shape(weight), *strides] if strides else []
 
 
+def _whole_tiles(values: int) -> int:
+    """What a contract's epilogue may read of a channel of so many values: zeros behind them."""
+    return -(-values // TILE_ROWS) * TILE_ROWS
+
+
 class _Builder:
     """Emits tile stages; remembers where each graph value lies: (channel, first index)."""
 
@@ -173,7 +178,8 @@ class _Builder:
         facts: dict[str, Any] = {"scale": get(op, "scale")}
         if producer(op.operands[1]) is not None:
             facts["of"] = "choice"
-        made, block = self._map(self._channel(hidden), hidden // 2, _placement(op))
+        width = _whole_tiles(hidden)
+        made, block = self._map(self._channel(width), width // 2, _placement(op))
         with ir.InsertionPoint(block):
             value = build("tile.lookup", [table], [ir.F32Type.get()], **facts)
             build("tile.yield", [value.results[0]])
@@ -194,7 +200,8 @@ class _Builder:
                     hint="norms before rope go over heads",
                 )
         operands = {op.results[0]: self._row_operands(op) for op in members}
-        made, block = self._map(self._channel(values), values // size, _placement(first))
+        width = _whole_tiles(values) if size == values else values
+        made, block = self._map(self._channel(width), values // size, _placement(first))
         with ir.InsertionPoint(block):
             value = build("tile.load", [channel], [f32], offset=offset, size=size).results[0]
             result = first.results[0]

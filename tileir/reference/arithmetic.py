@@ -230,12 +230,16 @@ _RULES: dict[str, Rule] = {
 
 
 def run_map(block: Any, rows: Array, size: int, sink: Sink) -> Array:
-    """A map's body for its rows: [T, rows, size], what the channel gets. size: values of a row."""
+    """A map's body for its rows: [T, rows, size], what the channel gets, zeros behind the body's values.
+
+    size: values of a row of the channel.
+    """
     values: dict[Any, Array] = {}
     for op in block:
         operands = list(op.operation.operands)
         if name_of(op) == "tile.yield":
-            return values[operands[0]]
+            made = values[operands[0]]
+            return np.pad(made, ((0, 0), (0, 0), (0, size - made.shape[2])))
         known = [values[o] for o in operands if o in values]
         others = [o for o in operands if o not in values]
         made = _ROW_RULES[name_of(op)](op, known, others, rows, size, sink)
@@ -269,7 +273,9 @@ RowRule = Callable[[Any, list[Array], list[Any], Array, int, Sink], Array | None
 def _lookup(op: Any, _v: list[Array], others: list[Any], rows: Array, size: int, s: Sink) -> Array:
     index = rows[:, None] * size + np.arange(size)
     table = s.constant(others[0])[s.tokens(get(op, "of", "step"))]
-    return np.asarray(table[:, index] * np.float32(get(op, "scale")))
+    inside = index < table.shape[1]
+    found = np.where(inside, table[:, np.minimum(index, table.shape[1] - 1)], np.float32(0))
+    return np.asarray(found * np.float32(get(op, "scale")))
 
 
 def _load(op: Any, _v: list[Array], _o: list[Any], rows: Array, _size: int, s: Sink) -> Array:
