@@ -3,19 +3,19 @@
 !p = tensor<?xi32>
 !x = tensor<?x32xbf16>
 !w = tensor<32x32xbf16>
-!y = tensor<?x12xbf16>
-!v = tensor<12x32xbf16>
+!y = tensor<?x13xbf16>
+!v = tensor<13x32xbf16>
 module attributes {tileir.level = "graph", tileir.context = 16 : i64, tileir.vocabulary = 32 : i64} {
   func.func @step(%tokens: !p, %positions: !p) -> !p {
     %w = "graph.weight"() {sym_name = "w"} : () -> !w
     %x = "graph.embedding"(%w, %tokens) {scale = 1.0 : f64} : (!w, !p) -> !x
     %g = "graph.weight"() {sym_name = "g"} : () -> !v
-    %d = "graph.weight"() {sym_name = "d"} : () -> tensor<32x12xbf16>
+    %d = "graph.weight"() {sym_name = "d"} : () -> tensor<32x13xbf16>
     %a = "graph.linear"(%x, %g) : (!x, !v) -> !y
     %b = "graph.linear"(%x, %g) : (!x, !v) -> !y
     %m = "graph.glu"(%a, %b) {activation = "silu"} : (!y, !y) -> !y
-    // expected-error @+1 {{a linear over 12 values}}
-    %l = "graph.linear"(%m, %d) : (!y, tensor<32x12xbf16>) -> !x
+    // expected-error @+1 {{a linear over 13 values}}
+    %l = "graph.linear"(%m, %d) : (!y, tensor<32x13xbf16>) -> !x
     %t = "graph.sample"(%l) {kind = "argmax"} : (!x) -> !p
     return %t : !p
   }
@@ -61,14 +61,14 @@ module attributes {tileir.level = "graph", tileir.context = 16 : i64, tileir.voc
 // -----
 
 !p = tensor<?xi32>
-!x = tensor<?x12xbf16>
+!x = tensor<?x13xbf16>
 !y = tensor<?x32xbf16>
-!w = tensor<32x12xbf16>
+!w = tensor<32x13xbf16>
 module attributes {tileir.level = "graph", tileir.context = 16 : i64, tileir.vocabulary = 32 : i64} {
   func.func @step(%tokens: !p, %positions: !p) -> !p {
     %w = "graph.weight"() {sym_name = "w"} : () -> !w
+    // expected-error @+1 {{an embedding of 13 values}}
     %x = "graph.embedding"(%w, %tokens) {scale = 1.0 : f64} : (!w, !p) -> !x
-    // expected-error @+1 {{a linear over 12 values}}
     %l = "graph.linear"(%x, %w) : (!x, !w) -> !y
     %t = "graph.sample"(%l) {kind = "argmax"} : (!y) -> !p
     return %t : !p

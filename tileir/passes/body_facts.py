@@ -5,7 +5,7 @@ from math import prod
 from typing import Any
 
 from tileir.dialect.attributes import get, name_of, place_of, static_shape, walk
-from tileir.dialect.tile import BLOCK_K, HALF_ROWS, padded
+from tileir.dialect.tile import BLOCK_K, HALF_ROWS, TILE_ROWS, padded
 from tileir.scheduling.problem import Body, Choice, OwnRow, Places, Stream, Whole
 
 Facts = dict[str, Any]
@@ -301,8 +301,9 @@ def _map(op: Any, number: Number) -> Facts:
     sizes += [static_shape(o.operands[0])[-1] - 2 for o in combines]
     lookups = list(walk(made, "tile.lookup"))
     width = sizes[0] if sizes else 2
-    space = get(made, "space")
-    row = _values(out) // space
+    space = _values(out) // width
+    # One whole row ends in zeros up to whole tiles.
+    row = width if space > 1 else -(-width // TILE_ROWS) * TILE_ROWS
 
     def places(argument: Any, base: int, step: int, size: int, *more: int) -> Places:
         return Places(number(argument), 0, space, space, step, 0, (base, *more), size)
