@@ -60,7 +60,13 @@ class Device:
                 hint=f'GPUs that this process sees: {device_count()}; device="reference" needs none',
             )
         self.handle = call("cuDeviceGet", index)
-        self.context = call("cuDevicePrimaryCtxRetain", self.handle)
+        try:
+            self.context = call("cuDevicePrimaryCtxRetain", self.handle)
+        except DeviceError as error:
+            raise DeviceError(
+                f"cuda:{index} gives this process no context: {error}",
+                hint="another process may hold it alone (its compute mode), or its memory may be full",
+            ) from None
         call("cuCtxSetCurrent", self.context)
         # Blocking flags cost latency when the host polls; a stream of our own waits for nobody.
         self.stream = call("cuStreamCreate", 1)
@@ -78,12 +84,16 @@ class Device:
         """The GPU's name."""
         return str(call("cuDeviceGetName", 100, self.handle).decode().rstrip("\0 "))
 
+    def free_bytes(self) -> int:
+        """Bytes of memory that nobody holds."""
+        return int(call("cuMemGetInfo")[0])
+
     def allocate(self, size: int, what: str) -> int:
         """Device memory of `size` bytes, zeroed in the stream's order.
 
         Raises DeviceError with needed and free bytes.
         """
-        free, _ = call("cuMemGetInfo")
+        free = self.free_bytes()
         if size > free:
             raise _too_small(what, size, free, self.name)
         pointer = int(call("cuMemAlloc", max(size, 16)))
@@ -101,8 +111,7 @@ class Device:
         try:
             return int(call("cuMemAllocAsync", size, self.stream))
         except DeviceError:
-            free, _ = call("cuMemGetInfo")
-            raise _too_small(what, size, free, self.name) from None
+            raise _too_small(what, size, self.free_bytes(), self.name) from None
 
     def give_back(self, pointer: int) -> None:
         """End a loan, once the stream's work so far is done."""

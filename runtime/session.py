@@ -15,6 +15,7 @@ from tileir.runtime.report import describe_hang
 from tileir.runtime.upload import Uploader
 
 MAX_STOP_IDS = 64
+SPARE_BYTES = 256 << 20
 LIMIT_CLOCKS = 4_000_000_000  # about 2 s at 1.98 GHz
 
 
@@ -32,6 +33,7 @@ class CudaSession:
         ptx, recipe = package.ptx, package.packing[0]
         d = self._device = Device(index)
         self._check_device(d)
+        self._check_memory(d)
         module = d.module(ptx)
         self._decode = d.function(module, m["kernels"]["decode"], m["smem_bytes"])
         if d.resident_blocks(self._decode, m["threads"], m["smem_bytes"]) < 1:
@@ -73,6 +75,16 @@ class CudaSession:
             raise DeviceError(
                 f"the package needs {m['sms']} SMs, {d.name} has {found}",
                 hint="compile for a target with fewer SMs",
+            )
+
+    def _check_memory(self, d: Device) -> None:
+        sizes = self.manifest["memory"]
+        needed, free = sum(sizes.values()) + SPARE_BYTES, d.free_bytes()
+        if needed > free:
+            parts = ", ".join(f"{name} {size}" for name, size in sizes.items())
+            raise DeviceError(
+                f"{d.name} has {free} bytes free, the model needs {needed}: {parts}, {SPARE_BYTES} while it loads",
+                hint="end other processes on the GPU, or export with a smaller max_context",
             )
 
     # ---- use

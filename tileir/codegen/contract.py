@@ -5,11 +5,12 @@ columns. A 1 KB block is 16 rows × 32 k, row-major: lane g·4+c reads rows g an
 mma steps; B's k order is permuted alike, so both are plain 16-byte loads.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from tileir.codegen import builder as b
-from tileir.codegen.epilogue import Rows, run_segment
+from tileir.codegen.epilogue import Rows, fetch_segment, run_segment, words_of
 from tileir.codegen.exchange import PACKET_BYTES, poll, publish_pair
 from tileir.codegen.kernel import BEST, FULL, SQUARES, Kernel
 from tileir.codegen.plan import Body
@@ -27,11 +28,13 @@ def contract(k: Kernel, body: Body, slot: Value, parity: Value) -> list[Value]:
     """A contract body's consumer role; returns the tape ring's slot and parity."""
     multiply = body.find("engine.multiply")
     first, count = k.share(get(multiply, "tiles"))
+    # What the epilogue adds is older than x: asked for first, it is there when x is.
+    words = _fetch(k, body, first, count)
     norm = _receive(k, body)
     k.consumers_meet()
     slot, parity = _multiply(k, multiply, count, slot, parity)
     k.consumers_meet()
-    _emit(k, body, first, count, norm)
+    _emit(k, body, first, count, norm, words)
     return [slot, parity]
 
 
@@ -172,22 +175,49 @@ def _mma(acc: Any, upper: Value, lower: Value, x: Value, i: int) -> list[Value]:
     return [b.extract(d, e) for e in range(4)]
 
 
-def _emit(k: Kernel, body: Body, first: Value, count: Value, norm: Any) -> None:
+def _segments(body: Body) -> list[Any]:
+    region = body.find("engine.emit").operation.regions[0].blocks[0]
+    return [s for s in region if name_of(s) == "tile.segment"]
+
+
+def _fetch(k: Kernel, body: Body, first: Value, count: Value) -> list[Value]:
+    """What the rows' segments read, for the threads that will emit them."""
+    segments = _segments(body)
+    size = max(words_of(s) for s in segments)
+    if not size:
+        return []
+
+    def fetch(segment: Any, index: Value) -> list[Value]:
+        found = fetch_segment(Rows(k, body, index, None, []), segment)
+        return [*found, *[b.const(0)] * (size - len(found))]
+
+    def mine() -> list[Value]:
+        return _choose_segment(
+            segments, k.tile_base + first + (k.tid >> 2), k.tid & 3, fetch, ["i32"] * size
+        )
+
+    return b.if_(b.ult(k.tid, count * 4), mine, lambda: [b.const(0)] * size, ["i32"] * size)
+
+
+def _emit(k: Kernel, body: Body, first: Value, count: Value, norm: Any, words: list[Value]) -> None:
     """Add the warps' sums, four rows a thread, and run the row's segment."""
     op = body.find("engine.emit")
     channel = k.operand(body, op.operation.operands[0])
-    segments = [s for s in op.operation.regions[0].blocks[0] if name_of(s) == "tile.segment"]
     chooses = bool(list(walk(op, "tile.candidate")))
+    types = ["i64"] if chooses else []
     scale = _row_scale(k, body, norm)
 
     def rows() -> list[Value]:
         tile, p = k.tid >> 2, k.tid & 3
-        lo, hi = (_sum_pair(k, tile, p, half, scale) for half in (0, 32))
-        index = k.tile_base + first + tile
-        best = [b.const(0, "i64")]
-        return _choose_segment(k, body, segments, channel, index, p, (lo, hi), best, chooses)
+        sums = [_sum_pair(k, tile, p, half, scale) for half in (0, 32)]
 
-    types = ["i64"] if chooses else []
+        def run(segment: Any, index: Value) -> list[Value]:
+            best = [b.const(0, "i64")]
+            run_segment(Rows(k, body, index, channel, best), segment, *sums, words)
+            return best if chooses else []
+
+        return _choose_segment(_segments(body), k.tile_base + first + tile, p, run, types)
+
     otherwise = (lambda: [b.const(0, "i64")]) if chooses else None
     best = b.if_(b.ult(k.tid, count * 4), rows, otherwise, types)
     if chooses:
@@ -219,34 +249,26 @@ def _sum_pair(
 
 
 def _choose_segment(
-    k: Kernel,
-    body: Body,
     segments: list[Any],
-    channel: Value,
     tile: Value,
     p: Value,
-    sums: Any,
-    best: list[Value],
-    chooses: bool,
+    run: Callable[[Any, Value], list[Value]],
+    types: list[str],
 ) -> list[Value]:
-    """The segment that holds the tile; `tile` counts from the first of the remaining segments."""
+    """run(the segment that holds the tile, the thread's first row); `tile` counts from the first segment."""
     segment, rest = segments[0], segments[1:]
-    size = get(segment, "tiles")
 
     def mine() -> list[Value]:
         inner, step, outer = (get(segment, n) for n in ("inner", "step", "outer"))
-        index = tile // inner * outer + tile % inner * step + p * 2
-        found = list(best)
-        run_segment(Rows(k, body, index, channel, found), segment, *sums)
-        return found if chooses else []
+        return run(segment, tile // inner * outer + tile % inner * step + p * 2)
 
     if not rest:
         return mine()
-    types = ["i64"] if chooses else []
+    size = get(segment, "tiles")
     return b.if_(
         b.ult(tile, size),
         mine,
-        lambda: _choose_segment(k, body, rest, channel, tile - size, p, sums, best, chooses),
+        lambda: _choose_segment(rest, tile - size, p, run, types),
         types,
     )
 

@@ -13,7 +13,7 @@ from tileir.codegen import builder as b
 from tileir.codegen.exchange import poll_pair, publish_pair
 from tileir.codegen.kernel import Kernel
 from tileir.codegen.plan import Body
-from tileir.dialect.attributes import get, name_of, shape_of
+from tileir.dialect.attributes import get, name_of, shape_of, static_shape
 
 Value = Any
 Pair = tuple[Value, Value]
@@ -30,16 +30,32 @@ class Rows:
     best: list[Value]
 
 
-def run_segment(rows: Rows, segment: Any, lo: Pair, hi: Pair) -> None:
-    """Emit a segment's region for the accumulators lo and hi."""
+def run_segment(rows: Rows, segment: Any, lo: Pair, hi: Pair, words: list[Value]) -> None:
+    """Emit a segment's region for the accumulators lo and hi. words: what `fetch_segment` returned, and maybe more."""
     block = segment.operation.regions[0].blocks[0]
     values = dict(zip(block.arguments, (lo, hi), strict=True))
     for op in block:
-        if name_of(op) == "tile.yield":
+        name = name_of(op)
+        if name == "tile.yield":
             return
         pairs = [values[v] for v in op.operation.operands if v in values]
-        results = RULES[name_of(op)](rows, op, pairs)
+        count = WORDS[name](op) if name in FETCHES else 0
+        own, words = words[:count], words[count:]
+        results = RULES[name](rows, op, pairs, own)
         values |= dict(zip(op.operation.results, results, strict=True))
+
+
+def words_of(segment: Any) -> int:
+    """How many words `fetch_segment` returns."""
+    block = segment.operation.regions[0].blocks[0]
+    return sum(WORDS[name_of(op)](op) for op in block if name_of(op) in FETCHES)
+
+
+def fetch_segment(rows: Rows, segment: Any) -> list[Value]:
+    """What a segment's region reads, as i32 words: to be asked for before the accumulators are there."""
+    block = segment.operation.regions[0].blocks[0]
+    found = [FETCHES[name_of(op)](rows, op) for op in block if name_of(op) in FETCHES]
+    return [word for words in found for word in words]
 
 
 def _placed(rows: Rows, op: Any) -> list[Value]:
@@ -51,19 +67,25 @@ def _last(op: Any) -> Value:
     return list(op.operation.operands)[-1]
 
 
-def _bias(rows: Rows, op: Any, pairs: list[Pair]) -> list[Pair]:
+def _fetch_bias(rows: Rows, op: Any) -> list[Value]:
     memory = rows.k.operand(rows.body, _last(op))
-    out = []
-    for (a, c), index in zip(pairs, _placed(rows, op), strict=True):
-        low, high = b.unpack(b.constant_load("i32", b.at(memory, b.i64(index * 2)), 4))
-        out.append((a + low, c + high))
-    return out
+    places = [b.at(memory, b.i64(index * 2)) for index in _placed(rows, op)]
+    return [b.constant_load("i32", place, 4) for place in places]
 
 
-def _residual(rows: Rows, op: Any, pairs: list[Pair]) -> list[Pair]:
+def _fetch_residual(rows: Rows, op: Any) -> list[Value]:
     memory = rows.k.operand(rows.body, _last(op))
-    places = [index >> 1 for index in _placed(rows, op)]
-    words = poll_pair(rows.k, memory, places)
+    return poll_pair(rows.k, memory, [index >> 1 for index in _placed(rows, op)])
+
+
+def _fetch_angles(rows: Rows, op: Any) -> list[Value]:
+    k, size = rows.k, get(op, "head_size")
+    table, half = k.operand(rows.body, _last(op)), static_shape(_last(op))[1]
+    place = k.position * half + (rows.index % size - (get(op, "first") or 0))
+    return b.elements(b.constant_load("vector<4xi32>", b.at(table, b.i64(place) * 8), 16), 4)
+
+
+def _added(_rows: Rows, _op: Any, pairs: list[Pair], words: list[Value]) -> list[Pair]:
     out = []
     for (a, c), word in zip(pairs, words, strict=True):
         low, high = b.unpack(word)
@@ -71,13 +93,8 @@ def _residual(rows: Rows, op: Any, pairs: list[Pair]) -> list[Pair]:
     return out
 
 
-def _rope(rows: Rows, op: Any, pairs: list[Pair]) -> list[Pair]:
-    k, size = rows.k, get(op, "head_size")
-    table = k.operand(rows.body, _last(op))
-    half = shape_of(_last(op))[1]
-    place = k.position * half + (rows.index % size - (get(op, "first") or 0))
-    angles = b.constant_load("vector<4xf32>", b.at(table, b.i64(place) * 8), 16)
-    cos0, sin0, cos1, sin1 = b.elements(angles, 4)
+def _rope(_rows: Rows, _op: Any, pairs: list[Pair], words: list[Value]) -> list[Pair]:
+    cos0, sin0, cos1, sin1 = (b.bits_to_f32(word) for word in words)
     (x0, x1), (y0, y1) = pairs
     lo = (x0 * cos0 - y0 * sin0, x1 * cos1 - y1 * sin1)
     hi = (y0 * cos0 + x0 * sin0, y1 * cos1 + x1 * sin1)
@@ -93,13 +110,13 @@ def activation(name: str, x: Value) -> Value:
     return x * b.reciprocal(b.exp2(inner * (-1.5957691216057308 * log2e)) + 1.0)
 
 
-def _glu(_rows: Rows, op: Any, pairs: list[Pair]) -> list[Pair]:
+def _glu(_rows: Rows, op: Any, pairs: list[Pair], _w: list[Value]) -> list[Pair]:
     (g0, g1), (u0, u1) = pairs
     name = get(op, "activation")
     return [(activation(name, g0) * u0, activation(name, g1) * u1)]
 
 
-def _append(rows: Rows, op: Any, pairs: list[Pair]) -> list[Pair]:
+def _append(rows: Rows, op: Any, pairs: list[Pair], _w: list[Value]) -> list[Pair]:
     k, state = rows.k, _last(op)
     _, context, size = shape_of(state)
     memory = k.operand(rows.body, state)
@@ -109,13 +126,13 @@ def _append(rows: Rows, op: Any, pairs: list[Pair]) -> list[Pair]:
     return []
 
 
-def _publish(rows: Rows, op: Any, pairs: list[Pair]) -> list[Pair]:
+def _publish(rows: Rows, op: Any, pairs: list[Pair], _w: list[Value]) -> list[Pair]:
     for pair, index in zip(pairs, _placed(rows, op), strict=True):
         publish_pair(rows.k, rows.channel, index >> 1, b.pack(*pair))
     return []
 
 
-def _logits(rows: Rows, op: Any, pairs: list[Pair]) -> list[Pair]:
+def _logits(rows: Rows, op: Any, pairs: list[Pair], _w: list[Value]) -> list[Pair]:
     k = rows.k
     memory = k.arg["logits"]
     wanted = b.ne(b.pointer_bits(memory), 0)
@@ -134,7 +151,7 @@ def order_key(value: Value) -> Value:
     return bits ^ b.select(negative, b.const(-1), b.const(-(2**31)))
 
 
-def _candidate(rows: Rows, op: Any, pairs: list[Pair]) -> list[Pair]:
+def _candidate(rows: Rows, op: Any, pairs: list[Pair], _w: list[Value]) -> list[Pair]:
     for pair, index in zip(pairs, _placed(rows, op), strict=True):
         for e, value in enumerate(pair):
             # Key above, inverted index below: the maximum has the largest value, then the lowest index.
@@ -144,14 +161,25 @@ def _candidate(rows: Rows, op: Any, pairs: list[Pair]) -> list[Pair]:
     return []
 
 
-Rule = Callable[[Rows, Any, list[Pair]], list[Pair]]
+Rule = Callable[[Rows, Any, list[Pair], list[Value]], list[Pair]]
 RULES: dict[str, Rule] = {
-    "tile.bias": _bias,
-    "tile.residual": _residual,
+    "tile.bias": _added,
+    "tile.residual": _added,
     "tile.rope": _rope,
     "tile.glu": _glu,
     "tile.append": _append,
     "tile.publish": _publish,
     "tile.logits": _logits,
     "tile.candidate": _candidate,
+}
+FETCHES: dict[str, Callable[[Rows, Any], list[Value]]] = {
+    "tile.bias": _fetch_bias,
+    "tile.residual": _fetch_residual,
+    "tile.rope": _fetch_angles,
+}
+# Words that each fetches.
+WORDS: dict[str, Callable[[Any], int]] = {
+    "tile.bias": lambda op: len(get(op, "bases")),
+    "tile.residual": lambda op: len(get(op, "bases")),
+    "tile.rope": lambda _op: 4,
 }
