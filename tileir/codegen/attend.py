@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from tileir.codegen import builder as b
+from tileir.codegen.epilogue import LOG2E, soft_cap
 from tileir.codegen.exchange import poll_at, publish_float, publish_pair
 from tileir.codegen.kernel import FULL, Kernel
 from tileir.codegen.loaders import split_rows
@@ -17,7 +18,6 @@ from tileir.dialect.attributes import get, static_shape
 from tileir.scheduling.assign import rows_a_slot
 
 Value = Any
-LOG2E = 1.4426950408889634
 LOWEST = -1e30
 COMBINE_BATCH = 3
 
@@ -115,9 +115,7 @@ class Attend:
             distance //= 2
         score = score * float(get(self.op, "scale"))
         if self.softcap:
-            # softcap·tanh(s / softcap), by tanh(x) = 1 - 2 / (e^2x + 1)
-            e = b.exp2(score * (2.0 * LOG2E / self.softcap))
-            score = (b.reciprocal(e + 1.0) * -2.0 + 1.0) * float(self.softcap)
+            score = soft_cap(score, float(self.softcap))
         return score * LOG2E
 
     def _own_row(self, wanted: Value) -> list[Value]:

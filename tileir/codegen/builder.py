@@ -144,6 +144,16 @@ def exp2(value: Value) -> Value:
     return nvvm.ex2(value, ftz=True)
 
 
+def fabs(value: Value) -> Value:
+    """Without its sign."""
+    return bits_to_f32(f32_to_bits(value) & 0x7FFFFFFF)
+
+
+def copysign(size: Value, sign: Value) -> Value:
+    """A value that is not negative, with another's sign."""
+    return bits_to_f32(f32_to_bits(size) | (f32_to_bits(sign) & -(2**31)))
+
+
 def reciprocal(value: Value) -> Value:
     """1 / value, approximate (1 ulp)."""
     return nvvm.rcp_approx_ftz_f(value, results=[value.type])

@@ -16,6 +16,7 @@ from tileir.codegen.plan import Body
 from tileir.dialect.attributes import get, name_of, shape_of, static_shape
 
 Value = Any
+LOG2E = 1.4426950408889634
 Pair = tuple[Value, Value]
 
 
@@ -102,12 +103,47 @@ def _rope(_rows: Rows, _op: Any, pairs: list[Pair], words: list[Value]) -> list[
 
 
 def activation(name: str, x: Value) -> Value:
-    """silu(x) = x / (1 + e^-x); gelu_tanh(x) = x · sigmoid(2·sqrt(2/pi)·(x + 0.044715 x³))."""
-    log2e = 1.4426950408889634
-    if name == "silu":
-        return x * b.reciprocal(b.exp2(x * -log2e) + 1.0)
-    inner = x + x * x * x * 0.044715
-    return x * b.reciprocal(b.exp2(inner * (-1.5957691216057308 * log2e)) + 1.0)
+    """silu(x) = x·sigmoid(x); gelu_tanh(x) = x·sigmoid(2·sqrt(2/pi)·(x + 0.044715·x³)); gelu by erf; relu."""
+    match name:
+        case "silu":
+            return x * _sigmoid_of(x)
+        case "gelu_tanh":
+            return x * _sigmoid_of((x + x * x * x * 0.044715) * 1.5957691216057308)
+        case "gelu":
+            return x * (_erf(x * 0.7071067811865476) + 1.0) * 0.5
+        case "relu":
+            return b.fmax(x, 0.0)
+    raise AssertionError(f"activation {name}")
+
+
+def _sigmoid_of(x: Value) -> Value:
+    return b.reciprocal(b.exp2(x * -LOG2E) + 1.0)
+
+
+def _erf(x: Value) -> Value:
+    """Within 1.5e-7. Source: Abramowitz, Stegun, Handbook of Mathematical Functions, 7.1.26."""
+    size = b.fabs(x)
+    t = b.reciprocal(size * 0.3275911 + 1.0)
+    sum_ = t * 1.061405429 + -1.453152027
+    for factor in (1.421413741, -0.284496736, 0.254829592):
+        sum_ = sum_ * t + factor
+    found = b.const(1.0, "f32") - sum_ * t * b.exp2(x * x * -LOG2E)
+    return b.copysign(found, x)
+
+
+def _each(function: Callable[[Any, Value], Value]) -> "Rule":
+    """A rule for what an operation does to every value by itself."""
+
+    def rule(_rows: Rows, op: Any, pairs: list[Pair], _words: list[Value]) -> list[Pair]:
+        return [(function(op, low), function(op, high)) for low, high in pairs]
+
+    return rule
+
+
+def soft_cap(x: Value, cap: float) -> Value:
+    """cap·tanh(x / cap), by tanh(x) = 1 − 2 / (e^2x + 1)."""
+    e = b.exp2(x * (2.0 * LOG2E / cap))
+    return (b.reciprocal(e + 1.0) * -2.0 + 1.0) * cap
 
 
 def _glu(_rows: Rows, op: Any, pairs: list[Pair], _w: list[Value]) -> list[Pair]:
@@ -167,6 +203,9 @@ RULES: dict[str, Rule] = {
     "tile.residual": _added,
     "tile.rope": _rope,
     "tile.glu": _glu,
+    "tile.activate": _each(lambda op, x: activation(get(op, "activation"), x)),
+    "tile.scale": _each(lambda op, x: x * float(get(op, "factor"))),
+    "tile.softcap": _each(lambda op, x: soft_cap(x, float(get(op, "cap")))),
     "tile.append": _append,
     "tile.publish": _publish,
     "tile.logits": _logits,
