@@ -67,11 +67,15 @@ class Options:
 def compile(
     program: "ExportedProgram", *, progress: Progress | None = None, **options: Any
 ) -> Package:
-    """Compile an exported decode step, after `run_decompositions({})`.
+    """Compile an exported decode step, after `run_decompositions({})`; the package holds no weights.
 
-    options: fields of tileir.compiler.Options, such as target="h100" and tokens=8. progress: called with the name of
-    each part of the journey when it is done, and the seconds it took. Raises TileirError for an operation that nothing
-    takes, with its node and source line, and for a model that does not fit the target.
+    program: `forward(input_ids [1, 1] int64, positions [1] int64) -> logits [1, 1, vocabulary]`, with KV caches as
+    buffers [1, heads, context, size] that `index_copy_` writes; a second output is a draft layer's logits.
+    options: fields of tileir.Options, such as target="h100" and tokens=8. progress: called with the name of each part
+    of the journey when it is done, and the seconds it took.
+
+    Raises TileirError for an operation that nothing takes, with its node and source line, and for a model that does not
+    fit the target; PipelineError for `insert`.
     """
     clock = _Clock(progress)
     context = new_context()
@@ -84,7 +88,11 @@ def compile(
 
 
 def compile_module(module: Any, *, progress: Progress | None = None, **options: Any) -> Package:
-    """Compile a graph-level module; needs its context to be current. Errors as `compile`."""
+    """Compile a graph-level module, as import_program makes it, in place: it then holds the engine level.
+
+    Needs the module's context to be current. options, progress and errors as `compile`'s; ContractError for a module of
+    another level.
+    """
     asked = Options(**options)
     target = find_target(asked.target)
     run_pipeline(module, asked.pipeline, on_pass=progress)
