@@ -33,6 +33,7 @@ ERRORS = ("TileirError", "PipelineError", "ContractError", "PackageError", "Devi
 # Of each module what its users call, in the order in which they meet it.
 PUBLIC: dict[str, tuple[str, ...]] = {
     "tileir": tuple(name for name in tileir._LAZY if name not in ERRORS),
+    "tileir.compiler": ("stop_at",),
     "tileir.errors": (*ERRORS, "DeviceHang"),
     "tileir.frontends.torch_export": tuple(torch_export.__all__),
     "tileir.target": ("find_target", "Target"),
@@ -43,7 +44,11 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     "tileir.passes.base": ("Pass",),
     "tileir.passes.pipeline": ("parse_pipeline", "run_pipeline"),
     "tileir.mlir": ("new_context",),
-    "tileir.dialect.attributes": ("walk", "name_of", "get", "put", "shape_of", "located"),
+    "tileir.dialect.contracts": ("level_of", "check"),
+    "tileir.dialect.attributes": (
+        *("walk", "name_of", "get", "put", "build"),
+        *("tensor", "shape_of", "element_of", "located"),
+    ),
 }
 
 

@@ -125,7 +125,8 @@ def compile_module(module: Any, *, progress: Progress | None = None, **options: 
 def stop_at(program: "ExportedProgram", stop: str, after: set[str], **options: Any) -> str:
     """The text of one stop of the journey: "graph", "tile", "engine", "nvvm" or "ptx"; and the IR after some passes.
 
-    options: as `compile`'s.
+    program, options: as `compile`'s. after: names of passes; the IR behind each stands first, under a comment with its
+    name. A stop is what its level's last pass leaves. Raises as `compile` does.
     """
     texts: list[str] = []
     context = new_context()

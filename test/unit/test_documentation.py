@@ -72,6 +72,17 @@ def test_readme_as_written(checkout: Path) -> None:
     assert " Paris" in printed_by_shell
 
 
+def test_the_first_commands(checkout: Path) -> None:
+    """`make demo`, with the environment that runs this test; `make test` is what CI runs, and so this test."""
+    commands = re.findall(r"^    (make .*?) *#", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert commands == ["make demo", "make test"]
+    assert (ROOT / ".ci/run").read_text().rstrip().endswith(f"\n{commands[1]}")
+    here = ["-o", ".venv/.ready", f"BIN={Path(sys.executable).parent}"]
+    printed = run([*commands[0].split(), *here], checkout)
+    assert "Once upon a time, there was a little girl" in printed
+    assert "tokens/s" in printed
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples(name: str, tmp_path: Path) -> None:
     """As written; they check their results themselves and end with an error if those are wrong."""
