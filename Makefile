@@ -8,7 +8,7 @@ READY := .venv/.ready
 # The package as it is when installed, for tools that read sources: frontends/ and runtime/ inside tileir/.
 TREE := .cache/tree
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint docs setup clean
 
 demo: $(READY)
 	$(BIN)/python -m tileir.tools.demo
@@ -24,6 +24,10 @@ lint: $(READY)
 	cp -Rp tileir $(TREE)/ && cp -Rp frontends runtime $(TREE)/tileir/
 	cd $(TREE) && $(CURDIR)/$(BIN)/mypy --cache-dir $(CURDIR)/.mypy_cache --config-file $(CURDIR)/pyproject.toml
 	cd $(TREE) && $(CURDIR)/$(BIN)/lint-imports --no-logo --config $(CURDIR)/pyproject.toml
+
+# docs/python-api.md from docstrings.
+docs: $(READY)
+	$(BIN)/python -m docs.python_api
 
 setup: $(READY)
 

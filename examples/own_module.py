@@ -1,3 +1,4 @@
+# %% [markdown]
 """A decoder of your own: write the step, export it, compile it, compare it with eager PyTorch.
 
     python examples/own_module.py
@@ -6,6 +7,7 @@ The compiler wants `forward(input_ids [1, 1], positions [1]) -> logits [1, 1, vo
 `index_copy_` writes at the position, and a mask made from the positions. All else is ordinary PyTorch.
 """
 
+# %%
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ VOCABULARY, HIDDEN, HEADS, KV_HEADS, INNER, CONTEXT = 100, 96, 6, 2, 160, 64
 SIZE = HIDDEN // HEADS
 
 
+# %% One layer. The caches are buffers: the compiler keeps them on the device as states.
 class Layer(nn.Module):
     """Attention with grouped queries and rotary positions, then a gated unit."""
 
@@ -55,8 +58,9 @@ class Layer(nn.Module):
         return x + self.down(F.silu(self.gate(h)) * self.up(h))
 
 
+# %% The step: a token and its position in, logits out.
 class Decoder(nn.Module):
-    """One step: a token and its position in, logits out."""
+    """Embedding, layers, norm, head."""
 
     def __init__(self, layers: int = 2) -> None:
         super().__init__()
@@ -76,26 +80,31 @@ class Decoder(nn.Module):
         return self.head(self.norm(x))
 
 
-def main() -> None:
-    torch.manual_seed(0)
-    model = Decoder().eval().requires_grad_(False)
-    example = (torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
-    program = torch.export.export(model, example, strict=False).run_decompositions({})
+# %% Export: ordinary torch.export; `run_decompositions({})` turns the caches' writes into functions.
+torch.manual_seed(0)
+model = Decoder().eval().requires_grad_(False)
+example = (torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
+program = torch.export.export(model, example, strict=False).run_decompositions({})
 
-    package = tileir.compile(program, target="virtual")
-    print(package.summary())
+# %% Compile. `virtual` is a small device without PTX; "h100" makes a kernel from the same program, also without a GPU.
+package = tileir.compile(program, target="virtual")
+print(package.summary())
 
-    weights = {name: value.numpy() for name, value in model.state_dict().items()}
-    session = package.load(weights, device="reference")
-    ids = [3, 14, 15, 92, 65]
-    ours = torch.from_numpy(session.logits(ids))
-    eager = [model(torch.tensor([[t]]), torch.tensor([i]))[0, 0] for i, t in enumerate(ids)]
-    difference = (ours - torch.stack(eager)).abs().max().item()
-    print(f"largest difference from eager PyTorch in a logit: {difference:.1e}")
-    assert difference < 1e-4
+# %% Load it with the weights, by the names that the state dict has, and force five tokens through it.
+weights = {name: value.numpy() for name, value in model.state_dict().items()}
+session = package.load(weights, device="reference")
+ids = [3, 14, 15, 92, 65]
+ours = torch.from_numpy(session.logits(ids))
+eager = [model(torch.tensor([[t]]), torch.tensor([i]))[0, 0] for i, t in enumerate(ids)]
+difference = (ours - torch.stack(eager)).abs().max().item()
+print(f"largest difference from eager PyTorch in a logit: {difference:.1e}")
+assert difference < 1e-4
 
-    print("prompt", ids, "goes on with", list(session.generate(ids, max_new_tokens=10)))
-
-
-if __name__ == "__main__":
-    main()
+# %% Generate, and let eager PyTorch choose the same number of tokens on its own.
+tokens = list(session.generate(ids, max_new_tokens=10))
+wanted = [int(eager[-1].argmax())]
+while len(wanted) < 10:
+    position = torch.tensor([len(ids) + len(wanted) - 1])
+    wanted.append(int(model(torch.tensor([[wanted[-1]]]), position)[0, 0].argmax()))
+print("prompt", ids, "goes on with", tokens)
+assert tokens == wanted, f"eager PyTorch says {wanted}"

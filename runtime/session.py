@@ -20,7 +20,12 @@ LIMIT_CLOCKS = 4_000_000_000  # about 2 s at 1.98 GHz
 
 
 class CudaSession:
-    """A loaded package on one GPU. Not for several threads at once."""
+    """A loaded package on one GPU. Not for several threads at once.
+
+    tensors: arrays by state-dict name, packed on the GPU. index: the GPU's number. progress: told how much is packed.
+    Raises DeviceError for a GPU that is not there, of another generation or too small, PackageError for weights that do
+    not fit.
+    """
 
     def __init__(
         self,
@@ -117,7 +122,10 @@ class CudaSession:
             self._logits = 0
 
     def time_steps(self, steps: int, position: int) -> float:
-        """Milliseconds a step over one launch of `steps` steps from `position` on; states are as they are."""
+        """Milliseconds a step over one launch of `steps` steps from `position` on; states are as they are.
+
+        Raises TileirError if they pass the context.
+        """
         if position + steps > self.manifest["context"]:
             raise TileirError(f"{steps} steps from {position} pass the context")
         self._start([0], steps, (), position)

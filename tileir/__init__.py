@@ -3,14 +3,22 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tileir.compiler import Options as Options
     from tileir.compiler import compile as compile
+    from tileir.compiler import compile_module as compile_module
+    from tileir.errors import TileirError as TileirError
     from tileir.package import Package as Package
+    from tileir.package import Session as Session
     from tileir.package import load_package as load_package
 
 __version__ = "0.1.0"
 _LAZY = {
+    "Options": "tileir.compiler",
     "compile": "tileir.compiler",
+    "compile_module": "tileir.compiler",
+    "TileirError": "tileir.errors",
     "Package": "tileir.package",
+    "Session": "tileir.package",
     "load_package": "tileir.package",
 }
 

@@ -1,8 +1,8 @@
 """The journey on one screen: ExportedProgram → graph → tile → engine → PTX → package."""
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tileir.codegen.kernel import MAILBOX_TOKENS, REPORT_BYTES, REPORT_OFFSET, WAIT_CODES
@@ -10,11 +10,11 @@ from tileir.codegen.plan import Plan, read_plan
 from tileir.codegen.ptx import DECODE, PACK, assemble, kernel_module, to_ptx
 from tileir.codegen.recipe import packing_recipe
 from tileir.dialect.attributes import get, walk
-from tileir.errors import TileirError
+from tileir.errors import PipelineError, TileirError
 from tileir.mlir import ir, new_context
 from tileir.package import Package, make_package
 from tileir.packing import store_bytes, tape_layout
-from tileir.passes.pipeline import run_pipeline
+from tileir.passes.pipeline import parse_pipeline, run_pipeline
 from tileir.target import find_target
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class Options:
     target: a name of tileir.target.TARGETS. tokens, sequences: the most that a step carries. page: rows of a KV page,
     of which states have `pages` (0: enough for all sequences); 0: states in one piece, for one sequence. devices: GPUs,
     placed as `placement` says (specialize-gpu's candidates; "": the cheapest), their prices printed to stderr with
-    `print_candidates`. absorb: attend over latents instead of what they expand to.
+    `print_candidates`. absorb: attend over latents instead of what they expand to. insert: passes of upstream's or of
+    your own (tileir.passes.registry), each behind one of ours: {"tile-graph": "my-pass{count=2},cse"}.
     """
 
     target: str = "h100"
@@ -52,23 +53,29 @@ class Options:
     placement: str = ""
     print_candidates: bool = False
     absorb: bool = True
+    insert: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def pipeline(self) -> str:
-        """The passes' text."""
+        """The passes' text. Raises PipelineError if `insert` names a pass that is not there."""
         flags = {"absorb": self.absorb, "candidates": self.print_candidates}
         facts = asdict(self) | {n: str(v).lower() for n, v in flags.items()}
-        return PIPELINE.format(**facts | {"placement": f'"{self.placement}"'})
+        text = PIPELINE.format(**facts | {"placement": f'"{self.placement}"'})
+        return _insert(text, self.insert) if self.insert else text
 
 
 def compile(
     program: "ExportedProgram", *, progress: Progress | None = None, **options: Any
 ) -> Package:
-    """Compile an exported decode step, after `run_decompositions({})`.
+    """Compile an exported decode step, after `run_decompositions({})`; the package holds no weights.
 
-    options: fields of tileir.compiler.Options, such as target="h100" and tokens=8. progress: called with the name of
-    each part of the journey when it is done, and the seconds it took. Raises TileirError for an operation that nothing
-    takes, with its node and source line, and for a model that does not fit the target.
+    program: `forward(input_ids [1, 1] int64, positions [1] int64) -> logits [1, 1, vocabulary]`, with KV caches as
+    buffers [1, heads, context, size] that `index_copy_` writes; a second output is a draft layer's logits.
+    options: fields of tileir.Options, such as target="h100" and tokens=8. progress: called with the name of each part
+    of the journey when it is done, and the seconds it took.
+
+    Raises TileirError for an operation that nothing takes, with its node and source line, and for a model that does not
+    fit the target; PipelineError for `insert`.
     """
     clock = _Clock(progress)
     context = new_context()
@@ -81,7 +88,11 @@ def compile(
 
 
 def compile_module(module: Any, *, progress: Progress | None = None, **options: Any) -> Package:
-    """Compile a graph-level module; needs its context to be current. Errors as `compile`."""
+    """Compile a graph-level module, as import_program makes it, in place: it then holds the engine level.
+
+    Needs the module's context to be current. options, progress and errors as `compile`'s; ContractError for a module of
+    another level.
+    """
     asked = Options(**options)
     target = find_target(asked.target)
     run_pipeline(module, asked.pipeline, on_pass=progress)
@@ -114,7 +125,8 @@ def compile_module(module: Any, *, progress: Progress | None = None, **options: 
 def stop_at(program: "ExportedProgram", stop: str, after: set[str], **options: Any) -> str:
     """The text of one stop of the journey: "graph", "tile", "engine", "nvvm" or "ptx"; and the IR after some passes.
 
-    options: as `compile`'s.
+    program, options: as `compile`'s. after: names of passes; the IR behind each stands first, under a comment with its
+    name. A stop is what its level's last pass leaves. Raises as `compile` does.
     """
     texts: list[str] = []
     context = new_context()
@@ -139,6 +151,19 @@ def stop_at(program: "ExportedProgram", stop: str, after: set[str], **options: A
             kernel = kernel_module(read_plan(device, find_target(asked.target)))
             result = to_ptx(kernel) if stop == "ptx" else str(kernel)
     return "\n".join([*texts, result])
+
+
+def _insert(pipeline: str, behind: Mapping[str, str]) -> str:
+    """The pipeline with other passes behind some of its own."""
+    items = parse_pipeline(pipeline)
+    names = [item.name for item in items]
+    for name in behind:
+        if name not in names:
+            raise PipelineError(
+                f"insert: the pipeline has no pass {name!r}", hint=f"its passes: {', '.join(names)}"
+            )
+    texts = [t for item in items for t in (item.text(), behind.get(item.name, "")) if t]
+    return f"builtin.module({','.join(texts)})"
 
 
 def _manifest(plans: list[Plan], recipes: list[dict[str, Any]]) -> dict[str, Any]:

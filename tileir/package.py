@@ -26,15 +26,22 @@ _KNOWN = (ENGINE, PACKING, PTX)
 
 
 class Session(Protocol):
-    """A loaded model on a device."""
+    """A loaded model on a device, for one thread at a time.
+
+    device: "reference", "reference-bf16", or "cuda:N" and the GPU's name.
+    """
 
     device: str
 
     def generate(self, ids: Any, max_new_tokens: int, stop_ids: Any = ()) -> Any:
-        """Tokens, one by one, as the device makes them."""
+        """Up to `max_new_tokens` greedy token ids after the prompt `ids`, one by one, as the device makes them.
+
+        ids, stop_ids: sequences of int; a stop id ends the tokens and is one of them. Raises TileirError for a prompt
+        that is empty, has ids outside the vocabulary or does not fit the context with the new tokens.
+        """
 
     def logits(self, ids: Any) -> Any:
-        """Logits of every position, [len(ids), vocabulary] f32, the ids being forced."""
+        """Logits of every position, [len(ids), vocabulary] f32, the ids being forced. Raises as generate does."""
 
     def close(self) -> None:
         """Give the device's memory back."""
@@ -44,7 +51,8 @@ class Session(Protocol):
 class Package:
     """A compiled model, without its weights.
 
-    manifest: see `manifest.json`. files: the other files' bytes by name.
+    manifest: what is in manifest.json: target, launch shape, `memory` (bytes), the phase table. files: the other files'
+    bytes by name: "engine.mlir", "packing.json" and, if the target has kernels, "device_0.ptx".
     """
 
     manifest: dict[str, Any]
@@ -57,13 +65,13 @@ class Package:
 
     @property
     def packing(self) -> list[dict[str, Any]]:
-        """The packing recipe of every GPU."""
+        """The packing recipe of every GPU: where each byte of tape, tile store and constants comes from."""
         recipes: list[dict[str, Any]] = json.loads(self.files[PACKING])
         return recipes
 
     @property
     def ptx(self) -> str:
-        """The kernels. Raises PackageError if the target has none."""
+        """The kernels as PTX text. Raises PackageError if the target has none."""
         if PTX not in self.files:
             target = self.manifest["target"]
             raise PackageError(
@@ -73,7 +81,10 @@ class Package:
         return self.files[PTX].decode()
 
     def save(self, path: str | Path) -> Path:
-        """Write a zip file; the path is written whole or not at all. Raises PackageError."""
+        """Write a zip file, whole or not at all; returns its path.
+
+        Raises PackageError for a path that is a folder or cannot be written.
+        """
         path = Path(path)
         if path.is_dir():
             raise PackageError(f"{path} is a folder", hint="name a file, such as model.tileir")
@@ -110,9 +121,10 @@ class Package:
     def load(self, weights: str | Path | Mapping[str, Any], device: str = "auto") -> Session:
         """A session on a device, with weights from a folder of safetensors or a mapping of arrays.
 
-        device: "auto" (a GPU if there is one that fits, else "reference"), "cuda:N", "reference" (fp32 arithmetic),
-        "reference-bf16" (the kernel's rounding). Raises PackageError for weights that do not fit, DeviceError for
-        a device that is not there.
+        weights: tensors by the names of the exported state dict, of its shapes; f32, bf16 or f16, rounded to bf16 where
+        the kernel streams them. device: "auto" (a GPU if there is one that fits, else "reference"), "cuda:N",
+        "reference" (fp32 arithmetic), "reference-bf16" (the kernel's rounding). Raises PackageError for weights that do
+        not fit, DeviceError for a device that is not there.
         """
         from tileir.runtime.weights import Weights
 
@@ -169,7 +181,10 @@ def make_package(
 
 
 def load_package(path: str | Path) -> Package:
-    """Read a package. Raises PackageError for what is missing, damaged or of another schema."""
+    """Read a package, a zip file or a folder of its files; neither torch nor MLIR is imported.
+
+    Raises PackageError for what is missing, damaged or of another schema.
+    """
     path = Path(path)
     if not path.exists():
         raise PackageError(f"no package at {path}", hint="tileir compile MODEL -o PATH writes one")

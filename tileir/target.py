@@ -19,7 +19,7 @@ class Target:
     queries: that share a key row in attention, which registers can hold the results of.
     smem_bytes: dynamic shared memory a block may have.
     slot_bytes: bytes of one ring slot, a multiple of 1024.
-    window: slots outstanding per ring (hopper-facts: bytes in flight bound).
+    window: copies of a ring on their way at once; their bytes, over a copy's latency, bound the bandwidth.
     stream_tbps: measured streaming read, TB/s; hop_us: one packet exchange, µs. Both feed the cost model.
     chip, ptx: what LLVM and ptxas are told; empty chip means that no PTX is made.
     """

@@ -24,7 +24,7 @@ def export_decode(model: Any, max_context: int) -> ExportedProgram:
     """A decode step of `model` with KV caches for `max_context` positions, functionalised.
 
     model: a transformers `*ForCausalLM` in eval mode, fp32, bf16 or fp16; its weights may be fake. Raises TileirError
-    for a model in training mode, of another dtype, or without attention heads in its config.
+    for a model in training mode, of another dtype, without attention heads in its config, and for max_context < 1.
     """
     return _export(DecodeStep, model, max_context=max_context)
 
@@ -62,7 +62,10 @@ def _export(
 
 
 def load_hf(folder: str | Path) -> Any:
-    """A causal language model from a folder, for exporting. Raises TileirError if there is none."""
+    """A causal language model from a folder, for exporting: in eval mode, of the checkpoint's dtype.
+
+    folder: config.json and safetensors, as save_pretrained writes them. Raises TileirError if there is no config.json.
+    """
     from transformers import AutoModelForCausalLM
 
     folder = Path(folder)
@@ -77,7 +80,8 @@ def load_hf(folder: str | Path) -> Any:
 def fake_hf(config: Any, dtype: torch.dtype = torch.bfloat16) -> Any:
     """A causal language model of a transformers config without memory for its weights.
 
-    Buffers that the graph needs as numbers (rope's frequencies) are real.
+    config: transformers', whose `num_hidden_layers` and sizes say the model. dtype: of the weights. Buffers that the
+    graph needs as numbers (rope's frequencies, f32) are real.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import AutoModelForCausalLM

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from docs import python_api
 from tileir.errors import TileirError
 from tileir.frontends.torch_export.smollm2 import prepare_smollm2
 from tileir.tools.opt import main
@@ -16,8 +17,12 @@ from tileir.tools.opt import main
 ROOT = Path(__file__).parent.parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+)\)")
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/journey.md", "docs/ir.md", "docs/rationale.md")
-EXAMPLES = ("own_module", "hf_model")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
+)
+EXAMPLES = sorted(p.stem for p in (ROOT / "examples").glob("*.py") if "# %%" in p.read_text())
 
 
 def run(command: list[str], folder: Path) -> str:
@@ -67,10 +72,45 @@ def test_readme_as_written(checkout: Path) -> None:
     assert " Paris" in printed_by_shell
 
 
+def test_the_first_commands(checkout: Path) -> None:
+    """`make demo`, with the environment that runs this test; `make test` is what CI runs, and so this test."""
+    commands = re.findall(r"^    (make .*?) *#", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert commands == ["make demo", "make test"]
+    assert (ROOT / ".ci/run").read_text().rstrip().endswith(f"\n{commands[1]}")
+    here = ["-o", ".venv/.ready", f"BIN={Path(sys.executable).parent}"]
+    printed = run([*commands[0].split(), *here], checkout)
+    assert "Once upon a time, there was a little girl" in printed
+    assert "tokens/s" in printed
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples(name: str, tmp_path: Path) -> None:
-    """They compare themselves with PyTorch and end with an error if it says otherwise."""
-    assert run([sys.executable, str(ROOT / f"examples/{name}.py")], tmp_path)
+    """As written; they check their results themselves and end with an error if those are wrong."""
+    path = ROOT / f"examples/{name}.py"
+    assert "\nassert " in path.read_text()
+    assert run([sys.executable, str(path)], tmp_path)
+
+
+def test_python_api_is_what_the_docstrings_say() -> None:
+    """If not: make docs."""
+    assert python_api.PAGE.read_text() == python_api.document()
+
+
+@pytest.mark.parametrize("document", sorted(p.name for p in (ROOT / "docs").glob("*.md")))
+def test_anchors_of_a_page_are_its_headings(document: str) -> None:
+    text = (ROOT / "docs" / document).read_text()
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", text), re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
+    assert set(re.findall(r"\]\(#([^)]*)\)", text)) <= anchors
+
+
+@pytest.mark.parametrize("folder", ["examples", "docs"])
+def test_readme_lists_everything(folder: str) -> None:
+    named = set(LINK.findall((ROOT / "README.md").read_text()))
+    found = [p for p in (ROOT / folder).iterdir() if p.suffix in (".md", ".py")]
+    listed = [p for p in found if p.suffix == ".md" or folder == "examples"]
+    assert listed
+    assert [p.name for p in listed if f"{folder}/{p.name}" not in named] == []
 
 
 def test_each_stop_leads_to_the_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

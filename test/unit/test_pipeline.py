@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tileir.dialect.attributes import build, put, walk
 from tileir.errors import ContractError, PipelineError, TileirError
 from tileir.mlir import ir, new_context, passmanager
-from tileir.passes import grammar, pipeline
+from tileir.passes import grammar, pipeline, registry
 from tileir.passes.base import Pass, type_text
 from tileir.passes.grammar import UPSTREAM, Upstream, parse_pipeline
 from tileir.passes.pipeline import run_pipeline
@@ -53,10 +53,9 @@ class SamplePass(Pass):
 
 @pytest.fixture(autouse=True)
 def sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SamplePass is one of ours."""
-    found = grammar.find_pass
-    monkeypatch.setattr(grammar, "NAMES", (*grammar.NAMES, "sample-pass"))
-    monkeypatch.setattr(grammar, "find_pass", lambda n: SamplePass if "sample" in n else found(n))
+    """Pipelines know SamplePass, and forget it behind the test."""
+    monkeypatch.setattr(registry, "_added", {})
+    registry.register(SamplePass)
 
 
 # ---- text

@@ -57,7 +57,7 @@ def get(op: Any, name: str, default: Any = None) -> Any:
 
 
 def put(op: Any, **values: Any) -> None:
-    """Set attributes of an operation from Python values."""
+    """Set attributes: bool as i1, int as i64, float as f64, str, lists of int as array<i64>, other lists, dicts."""
     for name, value in values.items():
         op.operation.attributes[name] = to_attribute(value)
 

@@ -11,7 +11,7 @@ import lark
 from tileir.errors import PipelineError
 from tileir.mlir import ir, passmanager
 from tileir.passes.base import Pass
-from tileir.passes.registry import NAMES, find_pass
+from tileir.passes.registry import find_pass, pass_names
 
 GRAMMAR = r"""
     start: [items]
@@ -78,11 +78,11 @@ def _items(tree: Any) -> list[Any]:
 
 def _item(text: str, tree: Any) -> Item:
     name = str(tree.children[0])
-    if tree.data == "single" and name in NAMES:
+    if tree.data == "single" and name in pass_names():
         return _ours(text, find_pass(name), tree.children[1])
     for inner in tree.find_data("single"):
         nested = inner.children[0]
-        if nested in NAMES:
+        if nested in pass_names():
             raise _at(text, nested.start_pos, f"pass {str(nested)!r} cannot stand inside {name}(…)",
                       "it rewrites a whole module: write it beside")  # fmt: skip
     start, end = tree.meta.start_pos, tree.meta.end_pos
@@ -129,7 +129,7 @@ def _check_upstream(text: str, start: int, end: int) -> None:
 
 
 def _unknown_pass(text: str, at: int, name: str) -> PipelineError:
-    near = get_close_matches(name, (*NAMES, *UPSTREAM), n=1)
+    near = get_close_matches(name, (*pass_names(), *UPSTREAM), n=1)
     guess = f"did you mean {near[0]!r}? " if near else ""
     return _at(
         text, at, f"unknown pass {name!r}", f"{guess}tileir-opt --help lists the passes of ours"

@@ -19,6 +19,7 @@ from tileir.errors import ContractError, TileirError
 from tileir.mlir import ir, passmanager
 from tileir.passes.base import Pass
 from tileir.passes.grammar import Item, Upstream, parse_pipeline
+from tileir.passes.registry import NAMES, source_of
 
 __all__ = ["parse_pipeline", "run_pipeline"]
 
@@ -130,4 +131,6 @@ def _save(batch: list[Item], before: str) -> str:
     path = Path(folder) / f"before-{batch[0].name.partition('(')[0]}.mlir"
     path.write_text(before, encoding="utf-8")
     text = f"builtin.module({','.join(item.text() for item in batch)})"
-    return f"reproduce: tileir-opt {shlex.quote(str(path))} --pass-pipeline={shlex.quote(text)}"
+    added = [source_of(type(i)) for i in batch if isinstance(i, Pass) and i.name not in NAMES]
+    words = [str(path), *(f"--load-pass={file}" for file in added if file)]
+    return f"reproduce: tileir-opt {shlex.join(words)} --pass-pipeline={shlex.quote(text)}"

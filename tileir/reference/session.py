@@ -14,8 +14,9 @@ from tileir.reference.steps import MODEL, Request
 class ReferenceSession:
     """A loaded package, executed in NumPy.
 
-    rounding: values become bf16 where the kernel's do; without it all arithmetic is fp32. seed: the
-    order in which ready roles run; the result does not depend on it.
+    engine_text, recipes: a package's `engine_text` and `packing`. weights: arrays by state-dict name. rounding: values
+    become bf16 where the kernel's do; without it all arithmetic is fp32. seed: the order in which ready roles run; the
+    result does not depend on it.
     """
 
     def __init__(
@@ -49,7 +50,10 @@ class ReferenceSession:
         )
 
     def generate_batch(self, requests: Sequence[Request]) -> list[list[int]]:
-        """The tokens that follow each prompt, all requests sharing steps as the package allows."""
+        """The tokens that follow each prompt, all requests sharing steps as the package allows.
+
+        Raises TileirError for a prompt as generate does, and for steps with fewer tokens than sequences.
+        """
         for request in requests:
             self._checked(request.ids, request.new)
         self._engine.reset()

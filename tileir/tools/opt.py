@@ -12,18 +12,20 @@ from tileir.errors import TileirError
 from tileir.mlir import ir, new_context
 from tileir.passes.base import type_text, value_text
 from tileir.passes.pipeline import parse_pipeline, run_pipeline
-from tileir.passes.registry import NAMES, find_pass
+from tileir.passes.registry import find_pass, load_passes, pass_names
 from tileir.tools.diagnostics import Diagnostic, Piece
 
+LOAD_HELP = "a Python file that registers passes of your own"
 SEPARATOR = re.compile(r"(?m)^// -----[ \t]*$\n?")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status 0, or 1 after an error that was printed, or 2 for arguments that make no sense."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = _parser(with_passes=bool({"-h", "--help"} & set(argv)))
-    args, flags = parser.parse_known_args(argv)
     try:
+        _load(argv)
+        parser = _parser(with_passes=bool({"-h", "--help"} & set(argv)))
+        args, flags = parser.parse_known_args(argv)
         pipeline = _pipeline(parser, args, flags)
         text = _read(args.input)
         status, output = _all_pieces(text, pipeline, args)
@@ -37,6 +39,14 @@ def main(argv: list[str] | None = None) -> int:
         # Who reads our output has stopped; nothing more may be written when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _load(argv: list[str]) -> None:
+    """Load the files of --load-pass first: their passes are flags too, and stand in the help."""
+    early = argparse.ArgumentParser("tileir-opt", add_help=False, allow_abbrev=False)
+    early.add_argument("--load-pass", action="append", default=[])
+    for path in early.parse_known_args(argv)[0].load_pass:
+        load_passes(path)
 
 
 def _all_pieces(text: str, pipeline: str, args: argparse.Namespace) -> tuple[int, str]:
@@ -140,7 +150,7 @@ def _single(parser: argparse.ArgumentParser, flag: str) -> str:
         parser.error(f"unexpected argument {flag!r}")
     name, options = match.groups()
     known = [o[2:] for action in parser._actions for o in action.option_strings]
-    near = get_close_matches(name, (*known, *NAMES), n=1)
+    near = get_close_matches(name, (*known, *pass_names()), n=1)
     if near and near[0] in known:
         parser.error(f"unknown argument {flag!r}: did you mean '--{near[0]}'?")
     return f"{name}{{{options}}}" if options else name
@@ -157,6 +167,7 @@ def _parser(*, with_passes: bool) -> argparse.ArgumentParser:
     parser.add_argument("input", nargs="?", default="-", help="a file, or - for stdin")
     parser.add_argument("-o", dest="output", default="-", help="where to write; - for stdout")
     parser.add_argument("--pass-pipeline", default="", help="'builtin.module(graph-fuse,cse,…)'")
+    parser.add_argument("--load-pass", action="append", metavar="FILE", help=LOAD_HELP)
     parser.add_argument("--split-input-file", action="store_true", help="pieces between // -----")
     parser.add_argument("--verify-diagnostics", action="store_true", help="check expected-error")
     parser.add_argument("--print-ir-after-all", action="store_true", help="on stderr")
@@ -169,7 +180,7 @@ def _parser(*, with_passes: bool) -> argparse.ArgumentParser:
 def _passes() -> str:
     """Every pass with the first line of its docstring and its options."""
     lines = ["passes, each also a flag (--NAME or --NAME='option=value …'):"]
-    for name in NAMES:
+    for name in pass_names():
         found = find_pass(name)
         lines.append(f"  {name:20} {(found.__doc__ or '').splitlines()[0]}")
         for option, (kind, default) in found.options().items():
