@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from tileir.errors import DeviceError, PackageError, TileirError
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST = "manifest.json"
 ENGINE, PACKING, PTX = "engine.mlir", "packing.json", "device_0.ptx"
 _KNOWN = (ENGINE, PACKING, PTX)

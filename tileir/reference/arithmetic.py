@@ -238,8 +238,8 @@ def run_map(block: Any, rows: Array, size: int, sink: Sink) -> Array:
     for op in block:
         operands = list(op.operation.operands)
         if name_of(op) == "tile.yield":
-            made = values[operands[0]]
-            return np.pad(made, ((0, 0), (0, 0), (0, size - made.shape[2])))
+            found = values[operands[0]]
+            return np.pad(found, ((0, 0), (0, 0), (0, size - found.shape[2])))
         known = [values[o] for o in operands if o in values]
         others = [o for o in operands if o not in values]
         made = _ROW_RULES[name_of(op)](op, known, others, rows, size, sink)
