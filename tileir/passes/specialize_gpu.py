@@ -20,6 +20,7 @@ from tileir.passes.dataflow import (
     row_size,
     step_function,
 )
+from tileir.passes.graph_fuse import ELEMENTWISE
 from tileir.passes.segments import LINEARS, weight_of
 from tileir.scheduling.cost import ELEMENT_BYTES, usual_rows
 from tileir.scheduling.placement import Work, candidates
@@ -151,17 +152,17 @@ def _role(members: list[Any], linears: list[Any], devices: int) -> tuple[str, in
         return "heads", _units(feeds[0], devices)
     if linears and name_of(linears[0]) != "graph.expert_linear":
         before = _attend_before(linears[0].operands[0])
-        biased = len(list(linears[0].operands)) > 2
+        raw = _is_raw(linears[0])
         if before is not None and _units(before, devices) > 1:
             if name_of(linears[0]) == "graph.grouped_linear":
                 return "heads", _units(before, devices)
-            if len(linears) == 1 and not biased:
+            if len(linears) == 1 and raw:
                 return "heads sum", _units(before, devices)
         glu = next((op for op in members if name_of(op) == "graph.glu"), None)
         if glu is not None and name_of(linears[0]) == "graph.linear" and _summed(glu):
             return "columns", _columns(glu)
         source = producer(linears[0].operands[0])
-        if source is not None and name_of(source) == "graph.glu" and _summed(source) and not biased:
+        if source is not None and name_of(source) == "graph.glu" and _summed(source):
             return "columns sum", _columns(source)
     return "all", 1
 
@@ -174,8 +175,14 @@ def _summed(glu: Any) -> bool:
     """Whether a gated unit of whole tiles feeds one plain linear, whose sum can be cut with it."""
     after = readers(glu.results[0])
     rows = row_size(glu.results[0])
-    plain = [r for r in after if name_of(r) == "graph.linear" and len(list(r.operands)) == 2]
+    plain = [r for r in after if name_of(r) == "graph.linear" and _is_raw(r)]
     return len(after) == len(plain) == 1 and rows % HALF_ROWS == 0
+
+
+def _is_raw(linear: Any) -> bool:
+    """Whether partial sums of a linear can be added later: sums may follow, no bias and nothing else."""
+    follow = readers(linear.results[0])
+    return len(list(linear.operands)) == 2 and all(name_of(r) not in ELEMENTWISE for r in follow)
 
 
 def _attends_behind(op: Any) -> Iterator[Any]:
