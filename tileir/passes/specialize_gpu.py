@@ -148,7 +148,8 @@ def _role(members: list[Any], linears: list[Any], devices: int) -> tuple[str, in
     feeds = [attend for op in ends for attend in _attends_behind(op)]
     if ends and _only_index(ends):
         return "index", 1
-    if feeds and all(_headed(op, devices) for op in ends):
+    whole = not linears and any(not _by_heads(op) for op in members)
+    if feeds and not whole and all(_headed(op, devices) for op in ends):
         return "heads", _units(feeds[0], devices)
     if linears and name_of(linears[0]) != "graph.expert_linear":
         before = _attend_before(linears[0].operands[0])
@@ -191,8 +192,15 @@ def _attends_behind(op: Any) -> Iterator[Any]:
         for reader in readers(value):
             if name_of(reader) in ATTENDS:
                 yield reader
-            elif name_of(reader) in BY_HEADS:
+            elif _by_heads(reader):
                 yield from _attends_behind(reader)
+
+
+def _by_heads(op: Any) -> bool:
+    """Whether an operation keeps the order of heads and treats each by itself: a norm of whole rows does not."""
+    if name_of(op) != "graph.rms_norm":
+        return name_of(op) in BY_HEADS
+    return shape_of(op.operands[1])[0] != row_size(op.results[0])
 
 
 def _headed(op: Any, devices: int) -> bool:
@@ -207,7 +215,7 @@ def _headed(op: Any, devices: int) -> bool:
                     return False
                 if _units(reader, devices) == 1:
                     return False
-            elif name not in BY_HEADS or not _headed(reader, devices):
+            elif not _by_heads(reader) or not _headed(reader, devices):
                 return False
     return True
 
