@@ -82,6 +82,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm": ("StableLmConfig", _WIDE | {"use_qkv_bias": True}),
     "stablelm parallel": ("StableLmConfig", _WIDE | {"use_parallel_residual": True}),
     "gpt-neox": ("GPTNeoXConfig", _WIDE | {"num_key_value_heads": 4}),
+    "phi": ("PhiConfig", _WIDE),
+    "glm4": ("Glm4Config", {}),
+    "ernie4.5": ("Ernie4_5Config", {}),
+    "helium": ("HeliumConfig", {}),
     "rope linear": ("LlamaConfig", _rope("linear", factor=2.0)),
     "rope dynamic": ("LlamaConfig", _rope("dynamic", factor=2.0)),
     "rope dynamic, long": (
