@@ -55,8 +55,10 @@ def match_activation(node: Any) -> tuple[Any, str] | None:
 def _tanh_of(node: Any) -> Any:
     """x of 1 + tanh(sqrt(2 / π) · (x + 0.044715 · x³))."""
     tanh = _is(node, "add", 1.0)
-    inner = _is(tanh.args[0], "mul", 0.7978845608028654) if op_name(tanh) == "tanh" else None
-    if op_name(inner) != "add":
+    if tanh is None or op_name(tanh) != "tanh":
+        return None
+    inner = _is(tanh.args[0], "mul", 0.7978845608028654)
+    if inner is None or op_name(inner) != "add":
         return None
     for x, other in (inner.args[:2], inner.args[1::-1]):
         cube = _is(other, "mul", 0.044715)
