@@ -110,7 +110,7 @@ def compile_command(
     from tileir.frontends.torch_export import export_decode, load_hf
 
     warnings.simplefilter("ignore", FutureWarning)  # torch.export's, about itself
-    console = Console(stderr=True, highlight=False, quiet=quiet)
+    console = Console(file=sys.stderr, highlight=False, quiet=quiet)
     with console.status("exporting"):
         program = export_decode(load_hf(model), max_context)
     options: dict[str, Any] = {"target": target, "tokens": tokens, "sequences": sequences}
