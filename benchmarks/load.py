@@ -4,55 +4,68 @@ python -m benchmarks.load --package FOLDER/llama-3.1-8b.tileir --family llama-3.
 """
 
 import argparse
+import datetime
 import gc
 import json
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
 
-from benchmarks.families import random_model
+def load(package: Path, folder: Path) -> dict[str, Any]:
+    """Seconds of two loads, of which the first warms up the driver, and this process's largest resident size."""
+    from tileir.package import load_package
 
-
-def write(model: Any, folder: Path) -> int:
-    """The model's weights in shards; returns their bytes."""
-    model.save_pretrained(folder, max_shard_size="2GB")
-    return sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        session = load_package(package).load(folder, device="cuda:0")
+        seconds.append(time.perf_counter() - start)
+        session.close()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"seconds": seconds, "peak_host_bytes": peak}
 
 
 def main() -> None:
-    """Load twice: the first time warms up the driver."""
+    """Write the weights, and load them in a process of its own."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--package", type=Path, required=True)
-    parser.add_argument("--family", required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--family", default="")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--commit", default="")
+    parser.add_argument("--weights", type=Path, help="only load from here, and print")
     args = parser.parse_args()
-    from tileir.package import load_package
+    if args.weights is not None:
+        print(json.dumps(load(args.package, args.weights)))
+        return
+    import torch
+
+    from benchmarks.families import random_model
 
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
         model = random_model(args.family)
-        size = write(model, Path(name))
+        model.save_pretrained(name, max_shard_size="2GB")
+        size = sum(p.stat().st_size for p in Path(name).glob("*.safetensors"))
+        largest = max(p.numel() * p.element_size() for p in model.parameters())
         del model
         gc.collect()
         torch.cuda.empty_cache()
-        package = load_package(args.package)
-        seconds = []
-        for _ in range(2):
-            start = time.perf_counter()
-            session = package.load(name, device="cuda:0")
-            seconds.append(time.perf_counter() - start)
-            session.close()
+        words = ["-m", "benchmarks.load", "--package", str(args.package), "--weights", name]
+        done = subprocess.run([sys.executable, *words], check=True, capture_output=True, text=True)
     record = {
         "family": args.family,
         "gpu": torch.cuda.get_device_name(),
+        "commit": args.commit,
+        "date": datetime.date.today().isoformat(),
         "bytes": size,
-        "seconds": seconds,
-        "gb_per_s": size / 1e9 / min(seconds),
-        "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "largest_tensor_bytes": largest,
+        **json.loads(done.stdout),
     }
+    record["gb_per_s"] = size / 1e9 / min(record["seconds"])
     args.out.write_text(json.dumps(record, indent=1))
     print(json.dumps(record))
 

@@ -4,6 +4,8 @@ python -m benchmarks.make_packages FOLDER [--model HF_FOLDER]
 """
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 
 import tileir
 from benchmarks.llama import SHAPES, config_of
+from test.families import FAMILIES, family
 from test.gpu.mutants import MUTANTS, patched
 from tileir.frontends.torch_export import export_decode, fake_hf, load_hf
 
@@ -59,6 +62,12 @@ def tiny(kind: str = "llama", **changes: Any) -> Any:
     return model
 
 
+def cases() -> dict[str, Callable[[], Any]]:
+    """The small models that device_check compares: TINY's, and every family that tests know."""
+    found: dict[str, Callable[[], Any]] = {n: partial(tiny, **c) for n, c in TINY.items()}
+    return found | {f"tiny-family-{n.replace(' ', '-')}": partial(family, n) for n in FAMILIES}
+
+
 def write_case(folder: Path, name: str, model: Any) -> None:
     """A package for the GPU, its weights, and what the reference device says in the kernel's rounding."""
     package = tileir.compile(export_decode(model, 128), target="h100")
@@ -80,12 +89,12 @@ def main() -> None:
     for name in SHAPES:
         program = export_decode(fake_hf(config_of(name)), CONTEXTS.get(name, 4096))
         tileir.compile(program, target="h100").save(args.folder / f"{name}.tileir")
-    for name, changes in TINY.items():
-        write_case(args.folder, name, tiny(**changes))
+    for name, make in cases().items():
+        write_case(args.folder, name, make())
     program = export_decode(load_hf(args.model), 2048)
     tileir.compile(program, target="h100").save(args.folder / "smollm2.tileir")
-    for name, (places, make) in MUTANTS.items():
-        with patched(places, make):
+    for name, (places, mutate) in MUTANTS.items():
+        with patched(places, mutate):
             package = tileir.compile(program, target="h100")
         package.save(args.folder / f"mutant-{name.replace(' ', '-')}.tileir")
     print("\n".join(sorted(p.name for p in args.folder.glob("*.tileir"))))

@@ -65,6 +65,7 @@ class CudaSession:
         self._first_token = m["mailbox"]["tokens"] // 4
         self._mailbox, self._mailbox_device = d.mapped(self._first_token + m["context"] + 1)
         self._logits = 0
+        self._trace = d.allocate(sizes["trace"], "the trace") if sizes["trace"] else 0
         d.upload(table, self._table)
         self._epoch = 0
         self._running = False
@@ -132,6 +133,19 @@ class CudaSession:
         self._finish()
         return self.last_milliseconds / steps
 
+    def trace(self, position: int, steps: int = 8) -> np.ndarray:
+        """Clocks of the last of `steps` steps, at `position`: [sms, rows + 1, marks] int64, as manifest["marks"] names.
+
+        The last row is the step: its begin and end, and as "received" the GPU's clock in ns when it began. States are
+        as they are. Raises TileirError for a package that was not compiled with trace=True.
+        """
+        if not self._trace:
+            raise TileirError("this package does not trace", hint="compile it with trace=True")
+        self.time_steps(steps, position - steps + 1)
+        m = self.manifest
+        shape = (m["sms"], len(m["table"]) + 1, len(m["marks"]))
+        return self._device.download(self._trace, shape, np.int64)
+
     def close(self) -> None:
         """Give the device's memory back."""
         self._device.close()
@@ -157,9 +171,9 @@ class CudaSession:
         pointers = (
             *(self._tape, self._offsets, self._constants, self._states, self._exchange),
             *(self._table, self._prompt, self._stops, self._logits, self._control),
-            self._mailbox_device,
+            *(self._mailbox_device, self._trace),
         )
-        words = (len(m["table"]), len(ids), steps, self._epoch, position, len(stop_ids))
+        words = (len(m["table"]), len(ids), steps, self._epoch, position, len(stop_ids), steps - 1)
         arguments: list[tuple[int, Any]] = [(p, ctypes.c_void_p) for p in pointers]
         arguments += [(w, ctypes.c_uint32) for w in words]
         arguments.append((LIMIT_CLOCKS, ctypes.c_uint64))

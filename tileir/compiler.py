@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Self
 
-from tileir.codegen.kernel import MAILBOX_TOKENS, REPORT_BYTES, REPORT_OFFSET, WAIT_CODES
+from tileir.codegen.kernel import MAILBOX_TOKENS, MARKS, REPORT_BYTES, REPORT_OFFSET, WAIT_CODES
 from tileir.codegen.plan import Plan, read_plan
 from tileir.codegen.ptx import DECODE, PACK, assemble, kernel_module, to_ptx
 from tileir.codegen.recipe import packing_recipe
@@ -31,7 +31,7 @@ PIPELINE = (
     "tile-graph{{tokens={tokens} sequences={sequences} page={page} pages={pages}}},"
     "fuse-communication,specialize-block{{target={target}}},select-sync,specialize-warp{{target={target}}},"
     "schedule-pipeline{{target={target}}},outline-stages{{target={target}}},"
-    "allocate-memory{{target={target}}},verify-schedule{{target={target}}})"
+    "allocate-memory{{target={target} trace={trace}}},verify-schedule{{target={target}}})"
 )
 
 
@@ -42,7 +42,8 @@ class Options:
     target: a name of tileir.target.TARGETS. tokens, sequences: the most that a step carries. page: rows of a KV page,
     of which states have `pages` (0: enough for all sequences); 0: states in one piece, for one sequence. devices: GPUs,
     placed as `placement` says (specialize-gpu's candidates; "": the cheapest), their prices printed to stderr with
-    `print_candidates`. absorb: attend over latents instead of what they expand to. insert: passes of upstream's or of
+    `print_candidates`. absorb: attend over latents instead of what they expand to. trace: the kernel notes when each SM
+    does what in one step (tileir trace). insert: passes of upstream's or of
     your own (tileir.passes.registry), each behind one of ours: {"tile-graph": "my-pass{count=2},cse"}.
     """
 
@@ -55,12 +56,13 @@ class Options:
     placement: str = ""
     print_candidates: bool = False
     absorb: bool = True
+    trace: bool = False
     insert: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def pipeline(self) -> str:
         """The passes' text. Raises PipelineError if `insert` names a pass that is not there."""
-        flags = {"absorb": self.absorb, "candidates": self.print_candidates}
+        flags = {"absorb": self.absorb, "candidates": self.print_candidates, "trace": self.trace}
         facts = asdict(self) | {n: str(v).lower() for n, v in flags.items()}
         text = PIPELINE.format(**facts | {"placement": f'"{self.placement}"'})
         return _insert(text, self.insert) if self.insert else text
@@ -207,6 +209,7 @@ def _manifest(plans: list[Plan], recipes: list[dict[str, Any]]) -> dict[str, Any
             "bytes": REPORT_BYTES,
             "waits": list(WAIT_CODES.values()),
         },
+        "marks": list(MARKS),
         "bodies": [body.name for body in plan.bodies],
         "row_bodies": [get(row, "body") for row in plan.rows],
         "row_words": plan.row_words,
@@ -217,6 +220,7 @@ def _manifest(plans: list[Plan], recipes: list[dict[str, Any]]) -> dict[str, Any
             "constants": get(plan.device, "constant_bytes"),
             "states": get(plan.device, "state_bytes"),
             "exchange": get(plan.device, "exchange_bytes"),
+            "trace": plan.trace_bytes,
         },
     }
 

@@ -8,6 +8,7 @@ from torch.fx import Node
 
 from tileir.dialect.attributes import build, put, shape_of, tensor
 from tileir.errors import TileirError
+from tileir.frontends.torch_export.attentions import match_attention
 from tileir.frontends.torch_export.experts import (
     Router,
     match_experts,
@@ -101,7 +102,10 @@ class _Importer(Rows):
             "layer_norm": self.layer_norm,
             "index_copy": self._append,
             "scaled_dot_product_attention": self._attention,
+            "matmul": self._attention,
             "mul": self.product,
+            "div": self.scaled,
+            **dict.fromkeys(("silu", "gelu", "relu"), self.activation),
             "rms_norm": self.product,
             "add": self.add,
             "cat": self.rope,
@@ -142,8 +146,11 @@ class _Importer(Rows):
         return name, prod(sizes[1:-2]), sizes[-2], sizes[-1]
 
     def _attention(self, node: Node) -> Any:
-        q, k, v, *rest = node.args
-        mask = match_mask(rest[0]) if rest else None
+        found = match_attention(node, self.constants)
+        if found is None:
+            return None
+        k, v = found.k, found.v
+        mask = match_mask(found.mask, found.hidden)
         latents = match_latents(k, v)
         if latents is None and any(op_name(s) != "index_copy" for s in (k, v)):
             grown = any(op_name(behind(s)) == "cat" for s in (k, v))
@@ -152,8 +159,8 @@ class _Importer(Rows):
                 "attention over a KV cache that grows by cat"
                 if grown
                 else "attention without a KV cache",
-                "write caches with index_copy and pass them whole, with enable_gqa=True instead of "
-                "repeated heads; export_decode does so for transformers models",
+                "write caches with index_copy and pass them whole, as they are or repeated for the heads that share "
+                "them; export_decode does so for transformers models",
             )
         if mask is None or behind(mask.positions) not in self.inputs:
             raise refuse(
@@ -161,17 +168,15 @@ class _Importer(Rows):
                 "an attention mask that is not made from positions",
                 "mask = arange(context) <= positions[:, None], with & > positions - window for a window",
             )
-        scale = node.kwargs.get("scale")
-        facts = {
-            "heads": shape(q)[1],
-            "scale": float(shape(q)[-1] ** -0.5 if scale is None else scale),
-        }
+        facts = {"heads": shape(found.q)[1], "scale": found.scale}
         indices = [] if mask.indices is None else [self.value(mask.indices)]
         if latents is not None:
             return self._latent_attention(node, latents, mask, indices, facts)
-        operands = [self.value(q), self.values[k], self.values[v], self.positions, *indices]
-        more: dict[str, Any] = {"kv_heads": shape(k)[1], "head_size": shape(q)[-1]}
-        more |= {"window": mask.window, "softcap": 0.0}
+        q, factor = self.unscaled(self.value(found.q))
+        facts["scale"] *= factor
+        operands = [q, self.values[k], self.values[v], self.positions, *indices]
+        more: dict[str, Any] = {"kv_heads": shape(k)[1], "head_size": shape(found.q)[-1]}
+        more |= {"window": mask.window, "softcap": found.softcap}
         kind = self.type(node)
         return build("graph.attention", operands, [kind], **facts | more).results[0]
 

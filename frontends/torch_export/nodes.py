@@ -22,6 +22,7 @@ _SAME = (
     "contiguous",
     "expand",
 )
+_MADE = ("arange", "full", "ones", "zeros", "scalar_tensor")
 CASTS = ("_to_copy", "type_as", "to", "lift_fresh_copy", "detach")
 
 
@@ -91,6 +92,10 @@ class Constants:
         self.lifted = dict(getattr(signature, "inputs_to_lifted_tensor_constants", {}))
         self.mutated = set(signature.buffers_to_mutate.values())
         self._names = self._first_names()
+        self._fixed: set[Node] = set()
+        for node in program.graph.nodes:
+            if self._is_fixed(node):
+                self._fixed.add(node)
 
     def _first_names(self) -> dict[int, str]:
         """The first state-dict name of every storage: tied weights have several."""
@@ -121,22 +126,31 @@ class Constants:
 
     def value(self, node: Any) -> torch.Tensor | None:
         """A node's tensor, if it depends on constants only."""
-        if not isinstance(node, Node):
+        if not isinstance(node, Node) or node not in self._fixed:
             return None
         if node.op == "placeholder":
-            target = self.buffers.get(node.name) or self.lifted.get(node.name)
-            if target is None or target in self.mutated:
-                return None
-            held = self.program.constants.get(target, self.program.state_dict.get(target))
-            return held if isinstance(held, torch.Tensor) else None
-        if node.op != "call_function" or not node.all_input_nodes:
-            return node.target(*node.args, **node.kwargs) if op_name(node) == "arange" else None
-        found = {n: self.value(n) for n in node.all_input_nodes}
-        if any(v is None for v in found.values()):
-            return None
-        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: found[n])
+            return self._held(node)
+        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), self.value)
         result = node.target(*args, **kwargs)
         return result if isinstance(result, torch.Tensor) else None
+
+    def _is_fixed(self, node: Node) -> bool:
+        """Whether a node, whose inputs have been looked at, depends on constants only."""
+        if node.op == "placeholder":
+            return self._held(node) is not None
+        if node.op != "call_function":
+            return False
+        if not node.all_input_nodes:
+            return op_name(node) in _MADE
+        return all(n in self._fixed for n in node.all_input_nodes)
+
+    def _held(self, node: Node) -> torch.Tensor | None:
+        """The tensor that the program holds for a placeholder and no step changes; no parameter's."""
+        target = self.buffers.get(node.name) or self.lifted.get(node.name)
+        if target is None or target in self.mutated:
+            return None
+        held = self.program.constants.get(target, self.program.state_dict.get(target))
+        return held if isinstance(held, torch.Tensor) else None
 
 
 def module_path(node: Node) -> str:

@@ -4,8 +4,8 @@
 |---|---|
 | pow 2, mean, + eps, rsqrt, · x, · w (or · (1 + w)); rms_norm | graph.rms_norm |
 | index_copy into a buffer along its positions | graph.append |
-| scaled_dot_product_attention over such buffers, mask arange ≤ position (and > position − window) | graph.attention |
-| silu(a)·b, gelu(a, tanh)·b | graph.glu |
+| arange ≤ position (and > position − window), or the contrary of what it hides | an attention's mask |
+| activation(a)·b | graph.glu |
 """
 
 from dataclasses import dataclass, replace
@@ -13,6 +13,7 @@ from typing import Any
 
 from torch.fx import Node
 
+from tileir.frontends.torch_export.elementwise import match_activation
 from tileir.frontends.torch_export.nodes import behind, op_name
 
 
@@ -77,10 +78,14 @@ def _normalised(node: Any) -> tuple[Node, float] | None:
     return None
 
 
-def match_mask(node: Any) -> Mask | None:
-    """A boolean mask made from arange and positions."""
+def match_mask(node: Any, hidden: bool = False) -> Mask | None:
+    """A boolean mask made from arange and positions. hidden: the node is true where a position is not seen."""
     node = _bare(node)
     name = op_name(node)
+    if name in ("bitwise_not", "logical_not"):
+        return match_mask(node.args[0], not hidden)
+    if hidden:
+        return _hiding(node)
     if name in ("bitwise_and", "logical_and", "and_", "__and__"):
         for part, other in (node.args[:2], node.args[1::-1]):
             indices, mask = _listed(other), match_mask(part)
@@ -91,9 +96,13 @@ def match_mask(node: Any) -> Mask | None:
             return None
         windows = [p.window for p in parts if p is not None]
         return Mask(parts[0].positions, max(windows)) if parts[0] else None
-    left, right = (
-        (_bare(a) for a in node.args[:2]) if name in ("le", "ge", "gt", "lt") else (None, None)
-    )
+    if name not in ("le", "ge", "gt", "lt"):
+        return None
+    return _compared(name, *(_bare(a) for a in node.args[:2]))
+
+
+def _compared(name: str, left: Any, right: Any) -> Mask | None:
+    """The mask of a comparison of arange with positions, or with those minus a window."""
     if name in ("ge", "lt"):
         left, right, name = right, left, {"ge": "le", "lt": "gt"}[name]
     if op_name(left) != "arange" or not isinstance(right, Node):
@@ -104,6 +113,18 @@ def match_mask(node: Any) -> Mask | None:
         positions = _bare(right.args[0])
         return Mask(positions, right.args[1])
     return None
+
+
+def _hiding(node: Any) -> Mask | None:
+    """A mask of what is hidden: positions above the own, perhaps those before a window."""
+    name = op_name(node)
+    if name in ("bitwise_or", "logical_or", "or_", "__or__"):
+        parts = [_hiding(_bare(a)) for a in node.args[:2]]
+        if parts[0] is None or parts[1] is None or parts[0].positions is not parts[1].positions:
+            return None
+        return Mask(parts[0].positions, max(parts[0].window, parts[1].window))
+    turned = {"gt": "le", "le": "gt", "lt": "ge", "ge": "lt"}.get(name)
+    return None if turned is None else _compared(turned, *(_bare(a) for a in node.args[:2]))
 
 
 def _listed(node: Any) -> Node | None:
@@ -127,9 +148,7 @@ def match_glu(node: Node) -> tuple[Any, Any, str] | None:
     """(gate, up, activation) of activation(gate) · up."""
     pair = split_mul(node)
     for active, up in (pair, pair[::-1]) if pair else ():
-        inner = behind(active)
-        if op_name(inner) == "silu":
-            return inner.args[0], up, "silu"
-        if op_name(inner) == "gelu" and inner.kwargs.get("approximate") == "tanh":
-            return inner.args[0], up, "gelu_tanh"
+        found = match_activation(behind(active))
+        if found is not None:
+            return found[0], up, found[1]
     return None

@@ -15,8 +15,9 @@ import torch
 from torch.export import ExportedProgram
 
 from tileir.errors import TileirError
+from tileir.frontends.torch_export.frequencies import settled_frequencies
 from tileir.frontends.torch_export.mistakes import check_model, exporting, reading
-from tileir.frontends.torch_export.steps import DecodeStep, DraftStep
+from tileir.frontends.torch_export.steps import DecodeStep, DraftStep, capped
 
 SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -52,6 +53,7 @@ def _export(
     mode = _fake_mode(model)
     with (
         exporting(type(model).__name__),
+        settled_frequencies(max_context, model, *others),
         _chosen_kernels(model, *others),
         _no_grad_switches(model, *others),
         torch.no_grad(),
@@ -111,12 +113,15 @@ def fake_draft(model: Any) -> Any:
 
 
 def _real_buffers(model: Any, config: Any) -> None:
-    """Replace fake rotary buffers by real ones, made by the same module outside the fake mode."""
+    """Replace fake buffers that no checkpoint holds: constants, and what rotary modules make from the config."""
     for module in model.modules():
-        if "inv_freq" in dict(module.named_buffers(recurse=False)):
-            real = type(module)(config)
-            for name, value in real.named_buffers(recurse=False):
-                module.register_buffer(name, value, persistent=False)
+        held = dict(module.named_buffers(recurse=False))
+        if any(name.endswith("inv_freq") for name in held):
+            held = dict(type(module)(config).named_buffers(recurse=False))
+        for name, value in held.items():
+            real = getattr(value, "constant", None)
+            if name in module._non_persistent_buffers_set:
+                module.register_buffer(name, value if real is None else real, persistent=False)
 
 
 def _fake_mode(model: Any) -> Any:
@@ -148,13 +153,18 @@ def _check(model: Any, max_context: int) -> None:
 
 @contextmanager
 def _chosen_kernels(*models: Any) -> Iterator[None]:
-    """For the export only: attention as one scaled_dot_product_attention with grouped queries, experts as bmm."""
+    """For the export only: attention as one scaled_dot_product_attention with grouped queries, experts as bmm.
+
+    Capped attention, which that operation has not, is spelled out.
+    """
     name = "TRANSFORMERS_SDPA_FORCE_GQA"
     before = os.environ.get(name)
     held = [(m.config, n, getattr(m.config, n, None)) for m in models for n in _KERNELS]
     os.environ[name] = "1"
     for config, attribute, _ in held:
         setattr(config, attribute, _KERNELS[attribute])
+        if capped(config) and attribute == "_attn_implementation":
+            setattr(config, attribute, "eager")
     try:
         yield
     finally:

@@ -8,12 +8,18 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from tileir.dialect.attributes import build, shape_of, tensor
+from tileir.dialect.attributes import all_of, build, get, name_of, shape_of, tensor
+from tileir.frontends.torch_export.elementwise import (
+    match_activation,
+    match_scale,
+    match_softcap,
+)
 from tileir.frontends.torch_export.nodes import behind, op_name, refuse, shape
 from tileir.frontends.torch_export.patterns import match_glu, match_norm
 from tileir.frontends.torch_export.rotary import Rope, match_rope
 from tileir.frontends.torch_export.selections import root, selected
 from tileir.frontends.torch_export.values import Source, Values
+from tileir.mlir import ir
 
 
 class Rows(Values):
@@ -101,10 +107,48 @@ class Rows(Values):
                 )
             return build("graph.rms_norm", [x, weight], [self.type(node)], **facts).results[0]
         glu = match_glu(node)
-        if glu is None:
+        if glu is not None and match_scale(node, self.constants) is None:
+            gate, up = self.value(glu[0]), self.value(glu[1])
+            return build("graph.glu", [gate, up], [self.type(node)], activation=glu[2]).results[0]
+        value = self.activation(node)
+        return self.scaled(node) if value is None else value
+
+    def activation(self, node: Node) -> Any:
+        """An activation without a gate; one that gates is not read and goes."""
+        found = match_activation(node)
+        x = None if found is None else self.known(found[0])
+        if found is None or x is None:
             return None
-        gate, up = self.value(glu[0]), self.value(glu[1])
-        return build("graph.glu", [gate, up], [self.type(node)], activation=glu[2]).results[0]
+        return build("graph.activate", [x], [x.type], activation=found[1]).results[0]
+
+    def scaled(self, node: Node) -> Any:
+        """A capped or scaled value."""
+        found = match_softcap(node, self.constants)
+        x = None if found is None else self.known(found[0])
+        if found is not None and x is not None:
+            return build("graph.softcap", [x], [x.type], cap=found[1]).results[0]
+        found = match_scale(node, self.constants)
+        x = None if found is None else self.known(found[0])
+        if found is None or x is None:
+            return None
+        op = x.owner
+        if name_of(op) == "graph.embedding":
+            factor = get(op, "scale") * found[1]
+            return build("graph.embedding", list(op.operands), [x.type], scale=factor).results[0]
+        return build("graph.scale", [x], [x.type], factor=found[1]).results[0]
+
+    def unscaled(self, value: Any) -> tuple[Any, float]:
+        """A value without the numbers that it is multiplied by, through rotations, and their product."""
+        op = value.owner
+        if isinstance(op, ir.Block) or name_of(op) not in ("graph.scale", "graph.rope"):
+            return value, 1.0
+        inner, factor = self.unscaled(op.operands[0])
+        if name_of(op) == "graph.scale":
+            return inner, factor * get(op, "factor")
+        if factor == 1.0:
+            return value, 1.0
+        turned = build("graph.rope", [inner, *list(op.operands)[1:]], [value.type], **all_of(op))
+        return turned.results[0], factor
 
     def layer_norm(self, node: Node) -> Any:
         """A layer norm of whole rows."""
@@ -160,8 +204,8 @@ class Rows(Values):
         if any(f is None for f in found):
             return None
         whole = torch.cat([f[1] for f in found if f is not None], -1).reshape(-1)
-        x = self.known(base)
-        if x is None or not torch.equal(whole, torch.arange(len(whole))):
+        x = self.picked(base, whole, node)
+        if x is None:
             return None
         (rope,) = [rope for rope in ropes if rope is not None]
         first = sum(shape(part)[-1] for part in parts[: ropes.index(rope)])

@@ -25,13 +25,25 @@ class DecodeStep(torch.nn.Module):
         return {kind: getattr(self, name) for kind, (name, _) in cache.items()}
 
     def _mask(self, positions: Any) -> Any:
+        """What a token sees: by kind of layer, if there are several; a window without kinds is every layer's."""
         columns = torch.arange(self.context, device=positions.device)
         full = (columns[None, :] <= positions[:, None])[None, None]
         c = self.model.config
-        if "sliding_attention" not in (getattr(c, "layer_types", None) or ()):
-            return full
-        near = columns[None, :] > (positions - c.sliding_window)[:, None]
-        return {"full_attention": full, "sliding_attention": full & near[None, None]}
+        window, kinds = getattr(c, "sliding_window", None), getattr(c, "layer_types", None)
+        if not window or "sliding_attention" not in (kinds or ["sliding_attention"]):
+            return self._additive(full)
+        near = columns[None, :] > (positions - window)[:, None]
+        slid = self._additive(full & near[None, None])
+        if not kinds:
+            return slid
+        return {"full_attention": self._additive(full), "sliding_attention": slid}
+
+    def _additive(self, mask: Any) -> Any:
+        """A mask as the model's attention takes it: spelled out, it adds it to the scores."""
+        if not capped(self.model.config):
+            return mask
+        lowest = torch.finfo(next(iter(self.model.parameters())).dtype).min
+        return torch.where(mask, 0.0, lowest)
 
     def _inputs(self, input_ids: Any, positions: Any) -> dict[str, Any]:
         return {
@@ -45,6 +57,11 @@ class DecodeStep(torch.nn.Module):
     def forward(self, input_ids: Any, positions: Any) -> Any:
         """The step."""
         return self.model(**self._inputs(input_ids, positions)).logits
+
+
+def capped(config: Any) -> bool:
+    """Whether a model's attention caps its scores."""
+    return bool(getattr(config, "attn_logit_softcapping", None))
 
 
 class DraftStep(DecodeStep):

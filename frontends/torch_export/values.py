@@ -24,8 +24,8 @@ from tileir.mlir import ir
 
 SUPPORTED = (
     "embedding, linear, rms_norm, layer_norm, rotary embedding, index_copy KV caches, attention with a "
-    "position mask or a list of positions, latents expanded by a linear, silu and gelu(tanh) gated units, experts as "
-    "batched products, softmax and sigmoid routers, residual add"
+    "position mask or a list of positions, latents expanded by a linear, silu, gelu and relu, with or without a gate, "
+    "products with a number, tanh caps, experts as batched products, softmax and sigmoid routers, residual add"
 )
 DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "bf16"}
 _PARTS = "parts of a linear's values can be used by themselves, parts of others cannot"
@@ -90,11 +90,20 @@ class Values:
         if found is None:
             return None
         source, indices = found
-        flat = (pairs_apart(indices) if pairs else indices).reshape(-1).numpy()
+        return self._selection(source, pairs_apart(indices) if pairs else indices, node)
+
+    def picked(self, source: Node, indices: Any, user: Node) -> Any:
+        """The SSA value of a source's values at `indices`: all of them in order, or a part of a linear."""
+        if torch.equal(indices, torch.arange(prod(shape(source)))):
+            return self.known(source)
+        return self._selection(source, indices, user) if source in self.sources else None
+
+    def _selection(self, source: Node, indices: Any, user: Node) -> Any:
+        flat = indices.reshape(-1).numpy()
         key = (source, flat.tobytes())
         if key not in self.parts:
             with ir.Location.name(module_path(source) or source.name):
-                self.parts[key] = self._part(source, flat, node)
+                self.parts[key] = self._part(source, flat, user)
         return self.parts[key]
 
     def _part(self, node: Node, indices: np.ndarray, user: Node) -> Any:

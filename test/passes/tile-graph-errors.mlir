@@ -24,26 +24,6 @@ module attributes {tileir.level = "graph", tileir.context = 16 : i64, tileir.voc
 // -----
 
 !p = tensor<?xi32>
-!x = tensor<?x32xbf16>
-!w = tensor<32x32xbf16>
-module attributes {tileir.level = "graph", tileir.context = 16 : i64, tileir.vocabulary = 32 : i64} {
-  func.func @step(%tokens: !p, %positions: !p) -> !p {
-    %w = "graph.weight"() {sym_name = "w"} : () -> !w
-    %x = "graph.embedding"(%w, %tokens) {scale = 1.0 : f64} : (!w, !p) -> !x
-    %bias = "graph.weight"() {sym_name = "bias"} : () -> tensor<32xbf16>
-    %a = "graph.linear"(%x, %w, %bias) : (!x, !w, tensor<32xbf16>) -> !x
-    %b = "graph.linear"(%x, %w) : (!x, !w) -> !x
-    // expected-error @+1 {{a bias inside a gated unit}}
-    %m = "graph.glu"(%a, %b) {activation = "silu"} : (!x, !x) -> !x
-    %l = "graph.linear"(%m, %w) : (!x, !w) -> !x
-    %t = "graph.sample"(%l) {kind = "argmax"} : (!x) -> !p
-    return %t : !p
-  }
-}
-
-// -----
-
-!p = tensor<?xi32>
 !x = tensor<?x31xbf16>
 !y = tensor<?x32xbf16>
 !w = tensor<32x31xbf16>

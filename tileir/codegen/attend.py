@@ -11,7 +11,7 @@ from typing import Any
 from tileir.codegen import builder as b
 from tileir.codegen.epilogue import LOG2E, soft_cap
 from tileir.codegen.exchange import poll_at, publish_float, publish_pair
-from tileir.codegen.kernel import FULL, Kernel
+from tileir.codegen.kernel import Kernel
 from tileir.codegen.loaders import split_rows
 from tileir.codegen.plan import Body
 from tileir.dialect.attributes import get, static_shape
@@ -50,8 +50,10 @@ class Attend:
             with k.thread_here(), k.words_again():
                 self._receive(group)
             k.consumers_meet()
+            k.mark("received")
             state = self._own_row(b.eq(split, 0))
             *state, slot, parity = self._old_rows(split, state, slot, parity)
+            k.mark("multiplied")
             with k.thread_here(), k.words_again():
                 self._merge(state)
                 k.consumers_meet()
@@ -142,7 +144,7 @@ class Attend:
 
         def a_slot(n: Value, *carried: Value) -> list[Value]:
             *state, slot, parity = carried
-            k.wait(k.full(ring, slot), parity, FULL, slot)
+            k.wait_full(ring, slot, parity)
             at = b.at(k.smem, slot * ring.slot_bytes + mine, ring.smem_offset)
             half = ring.slot_bytes // 2
             key, value = (b.load("vector<4xi32>", b.at(at, None, o), 16) for o in (0, half))
@@ -187,12 +189,18 @@ class Attend:
 
         def one(index: Value) -> None:
             g, i = index // self.size, index % self.size
-            states = []
+            row = b.at(k.smem, g * self.part_row)
+            value_at = b.at(row, i * 4)
+            states, sums = [], []
             for w in range(k.plan.warps):
-                row = b.at(k.smem, (g + w * self.groups) * self.part_row, k.plan.part_offset)
-                pair = b.load("vector<2xf32>", b.at(row, None, self.size * 4), 8)
-                states.append([*b.elements(pair, 2), b.load("f32", b.at(row, i * 4), 4)])
-            top, weight, sum_ = b.tree(states, _join)
+                at = k.plan.part_offset + w * self.groups * self.part_row
+                pair = b.load("vector<2xf32>", b.at(row, None, at + self.size * 4), 8)
+                states.append(b.elements(pair, 2))
+                sums.append(b.load("f32", b.at(value_at, None, at), 4))
+            top = b.tree([t for t, _ in states], b.fmax)
+            factors = [b.exp2(t - top) for t, _ in states]
+            weight = b.total([f * w for f, (_, w) in zip(factors, states, strict=True)])
+            sum_ = b.total([f * v for f, v in zip(factors, sums, strict=True)])
             packet = ((group * self.groups + g) * self.splits + split) * (self.size + 2)
             publish_float(k, channel, packet + i, sum_)
 

@@ -219,12 +219,11 @@ def store(value: Value, pointer: Value, align: int, **how: Any) -> None:
     llvm.store(value, pointer, alignment=align, **how)
 
 
-def load_words(pointer: Value, count: int, **how: Any) -> list[Value]:
+def load_words(pointer: Value, count: int) -> list[Value]:
     """`count` i32 words from 16-byte aligned memory that nobody writes; count is a multiple of 4."""
     words = []
     for i in range(0, count, 4):
-        found = load("vector<4xi32>", at(pointer, None, 4 * i), 16, **(how or {"invariant": True}))
-        words += elements(found, 4)
+        words += elements(constant_load("vector<4xi32>", at(pointer, None, 4 * i), 16), 4)
     return words
 
 
@@ -320,6 +319,11 @@ def named_barrier(number: int, threads: int) -> None:
 def clock() -> Value:
     """The SM's clock, i64."""
     return nvvm.read_ptx_sreg_clock64(results=[type_of("i64")])
+
+
+def global_timer() -> Value:
+    """The GPU's clock in ns, i64, the same on all SMs; it moves in steps of up to 1 µs."""
+    return nvvm.read_ptx_sreg_globaltimer(results=[type_of("i64")])
 
 
 def fence_gpu() -> None:

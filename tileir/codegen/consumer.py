@@ -31,16 +31,25 @@ def consumer(k: Kernel) -> None:
         k.step, k.epoch = step, step + k.arg["epoch_base"] + 1
         k.position = step + k.arg["position_base"]
         k.token = carried[4]
+        k.begin_trace(step, b.eq(k.tid, 0))
+        k.row = k.arg["rows"]
+        k.mark("begin")
+        k.mark("received", b.global_timer)
         *state, _ = b.for_(zero, k.arg["rows"], [*carried, zero], a_row)
         k.row = k.arg["rows"]
         token, go = _finish_step(k, state[4])
+        k.mark("end")
         return [step + 1, go, *state[:4], token]
 
     def a_row(index: Value, *carried: Value) -> list[Value]:
         *state, half = carried
         # The table stays in L1: nobody else uses it, and its rows are read every step.
         k.row, k.words, k.half = index, k.row_words(index), half
-        return [*_dispatch(k, k.plan.bodies, state), half ^ 1]
+        k.mark("begin")
+        state = _dispatch(k, k.plan.bodies, state)
+        k.mark("end")
+        k.mark_waited()
+        return [*state, half ^ 1]
 
     start = [zero, b.const(True, "i1"), zero, zero, zero, zero, token]
     b.while_(start, more, a_step)

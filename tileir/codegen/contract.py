@@ -12,7 +12,7 @@ from typing import Any
 from tileir.codegen import builder as b
 from tileir.codegen.epilogue import Rows, fetch_segment, run_segment, words_of
 from tileir.codegen.exchange import PACKET_BYTES, poll, publish_pair
-from tileir.codegen.kernel import BEST, FULL, SQUARES, Kernel
+from tileir.codegen.kernel import BEST, SQUARES, Kernel
 from tileir.codegen.plan import Body
 from tileir.dialect.attributes import get, name_of, walk
 from tileir.dialect.tile import TILE_ROWS, padded
@@ -32,8 +32,10 @@ def contract(k: Kernel, body: Body, slot: Value, parity: Value) -> list[Value]:
     words = _fetch(k, body, first, count)
     norm = _receive(k, body)
     k.consumers_meet()
+    k.mark("received")
     slot, parity = _multiply(k, multiply, count, slot, parity)
     k.consumers_meet()
+    k.mark("multiplied")
     _emit(k, body, first, count, norm, words)
     return [slot, parity]
 
@@ -128,7 +130,7 @@ def _multiply(k: Kernel, op: Any, count: Value, slot: Value, parity: Value) -> l
 
         def block(j: Value, slot: Value, parity: Value, *sums: Value) -> list[Value]:
             x = b.load("vector<4xi32>", b.at(fragment, (j - start) * 64), 16)
-            k.wait(k.full(ring, slot), parity, FULL, slot)
+            k.wait_full(ring, slot, parity)
             at = b.at(k.smem, slot * ring.slot_bytes + mine, ring.smem_offset)
             upper, lower = (b.load("vector<4xi32>", b.at(at, None, h * 512), 16) for h in (0, 1))
             k.release(ring, slot)
@@ -209,11 +211,11 @@ def _emit(k: Kernel, body: Body, first: Value, count: Value, norm: Any, words: l
 
     def rows() -> list[Value]:
         tile, p = k.tid >> 2, k.tid & 3
-        sums = [_sum_pair(k, tile, p, half, scale) for half in (0, 32)]
+        lo, hi = (_sum_pair(k, tile, p, half, scale) for half in (0, 32))
 
         def run(segment: Any, index: Value) -> list[Value]:
             best = [b.const(0, "i64")]
-            run_segment(Rows(k, body, index, channel, best), segment, *sums, words)
+            run_segment(Rows(k, body, index, channel, best), segment, lo, hi, words)
             return best if chooses else []
 
         return _choose_segment(_segments(body), k.tile_base + first + tile, p, run, types)

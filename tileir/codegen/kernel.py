@@ -28,12 +28,14 @@ ARGUMENTS = {
     "logits": "!llvm.ptr<1>",  # f32 [steps, vocabulary], or null
     "control": "!llvm.ptr<1>",  # word 0: abort; from byte 256: a report of 32 bytes for each warp
     "mailbox": "!llvm.ptr<1>",  # host memory: word 0 count, word 1 state, tokens from byte 64
+    "trace": "!llvm.ptr<1>",  # i64 [sms, rows + 1, MARKS], of kernels that trace; else not touched
     "rows": "i32",
     "prompt_length": "i32",
     "steps": "i32",
     "epoch_base": "i32",  # the first step's epoch, less one
     "position_base": "i32",  # the first step's position
     "stop_count": "i32",
+    "traced_step": "i32",
     "limit": "i64",
 }
 REPORT_OFFSET, REPORT_BYTES = 256, 32
@@ -49,6 +51,12 @@ WAIT_CODES = {
 }
 PACKET, EMPTY, WINDOW, FULL, RECORD = WAIT_CODES
 
+# What a kernel that traces notes of each row on each SM: clocks, and clocks spent waiting for a ring.
+MARKS = (
+    *("begin", "received", "multiplied", "end", "waited"),  # warp 0
+    *("tape_begin", "tape_end", "state_begin", "state_end"),
+)
+
 # Byte offsets in the scratch region.
 SQUARES = 0  # two halves of f32 per warp
 BEST = 256  # i64 per warp: the emit's reduction
@@ -57,6 +65,7 @@ RECORD_DATA = 768  # i32 position, i32 stop
 DEAD = 784  # i32: this block gave up
 FINISHED = 788  # i32: no further step will be consumed
 RECORD_FULL, RECORD_EMPTY = 800, 808
+WAITED = 816  # i64: clocks that thread 0 has waited for full slots in this row
 
 
 class Kernel:
@@ -80,6 +89,7 @@ class Kernel:
         self.position: Value = None
         self.token: Value = None
         self.step: Value = None
+        self.traced: Value = None
 
     # ---- where things are
 
@@ -114,6 +124,39 @@ class Kernel:
     def consumers_meet(self) -> None:
         """Barrier of the block's consumer warps."""
         b.named_barrier(1, self.plan.threads)
+
+    # ---- the trace
+
+    def begin_trace(self, step: Value, only: Value | None = None) -> None:
+        """From here on marks are noted if this is the traced step, by the threads that `only` says."""
+        if self.plan.trace_bytes:
+            self.traced = b.eq(step, self.arg["traced_step"])
+            if only is not None:
+                self.traced = b.both(self.traced, only)
+
+    def mark(self, name: str, value: Callable[[], Value] = b.clock) -> None:
+        """Note the clock, or another i64, of this row."""
+        if self.plan.trace_bytes:
+            rows = self.arg["rows"] + 1
+            place = (self.sm * rows + self.row) * len(MARKS) + MARKS.index(name)
+            to = b.at(self.arg["trace"], b.i64(place) * 8)
+            b.if_(self.traced, lambda: b.store(value(), to, 8))
+
+    def wait_full(self, ring: Ring, slot: Value, parity: Value, every: int = 64) -> None:
+        """A consumer: until a slot holds data. Counts the clocks if they are traced."""
+        before = b.clock() if self.plan.trace_bytes else None
+        self.wait(self.full(ring, slot), parity, FULL, slot, every)
+        if before is not None:
+            memory = b.at(self.scratch, None, WAITED)
+            took = b.clock() - before
+            b.if_(self.traced, lambda: b.store(b.load("i64", memory, 8) + took, memory, 8))
+
+    def mark_waited(self) -> None:
+        """Note what wait_full has counted, and begin anew."""
+        memory = b.at(self.scratch, None, WAITED)
+        self.mark("waited", lambda: b.load("i64", memory, 8))
+        if self.plan.trace_bytes:
+            b.if_(self.traced, lambda: b.store(b.const(0, "i64"), memory, 8))
 
     # ---- waits
 
@@ -219,7 +262,7 @@ class Kernel:
                     nvvm.mbarrier_init(empty, b.const(self.plan.warps))
             for offset in (RECORD_FULL, RECORD_EMPTY):
                 nvvm.mbarrier_init(b.at(self.scratch, None, offset), b.const(1))
-            for offset in (DEAD, FINISHED):
+            for offset in (DEAD, FINISHED, WAITED, WAITED + 4):
                 b.store(b.const(0), b.at(self.scratch, None, offset), 4)
             nvvm.fence_mbarrier_init()
 
@@ -243,10 +286,10 @@ class Kernel:
         b.fence_proxy_async()
         return position, stop
 
-    def row_words(self, index: Value, **how: Any) -> list[Value]:
+    def row_words(self, index: Value) -> list[Value]:
         """The words of a table row."""
         size = self.plan.row_words
-        return b.load_words(b.at(self.arg["table"], b.i64(index) * (4 * size)), size, **how)
+        return b.load_words(b.at(self.arg["table"], b.i64(index) * (4 * size)), size)
 
     @contextmanager
     def thread_here(self) -> Iterator[None]:
@@ -261,7 +304,7 @@ class Kernel:
     def words_again(self) -> Iterator[None]:
         """The row's words, read once more: what lies before needs no registers for them."""
         before = self.words
-        self.words = self.row_words(self.row, volatile_=True)
+        self.words = self.row_words(b.here(self.row))
         yield
         self.words = before
 

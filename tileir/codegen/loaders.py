@@ -31,13 +31,17 @@ def tape_loader(k: Kernel) -> None:
             op = body.role("tape")[0]
             _, count = k.share(get(op, "tiles"))
             size = count * (padded(get(op, "k")) // 32 * BLOCK_BYTES)
-            return list(_fill(k, ring, source, size, slot, parity))
+            k.mark("tape_begin")
+            found = list(_fill(k, ring, source, size, slot, parity))
+            k.mark("tape_end")
+            return found
 
         bodies = [body for body in k.plan.bodies if body.role("tape")]
         return _by_body(k, bodies, fill, [source, slot, parity], ["!llvm.ptr<1>", "i32", "i32"])
 
     def a_step(step: Value, slot: Value, parity: Value) -> list[Value]:
         k.epoch = step + k.arg["epoch_base"] + 1
+        k.begin_trace(step)
         _, slot, parity = b.for_(b.const(0), k.arg["rows"], [start, slot, parity], a_row)
         return [step + 1, slot, parity]
 
@@ -59,13 +63,14 @@ def state_loader(k: Kernel) -> None:
         return _by_body(
             k,
             bodies,
-            lambda body: _fill_states(k, ring, body, slot, parity),
+            lambda body: _marked_states(k, ring, body, slot, parity),
             [slot, parity],
             ["i32"] * 2,
         )
 
     def a_step(step: Value, _stop: Value, slot: Value, parity: Value) -> list[Value]:
         k.epoch = step + k.arg["epoch_base"] + 1
+        k.begin_trace(step)
         k.row = b.const(0)
         k.position, stop = k.receive_record(step & 1)
         last = b.ne(stop, 0)
@@ -96,6 +101,13 @@ def split_rows(k: Kernel, op: Any, split: Value) -> tuple[Value, Value]:
     first = b.umin(low + split * chunk, k.position)
     last = b.umin(first + chunk, k.position)
     return first, last - first
+
+
+def _marked_states(k: Kernel, ring: Ring, body: Body, slot: Value, parity: Value) -> list[Value]:
+    k.mark("state_begin")
+    found = _fill_states(k, ring, body, slot, parity)
+    k.mark("state_end")
+    return found
 
 
 def _fill_states(k: Kernel, ring: Ring, body: Body, slot: Value, parity: Value) -> list[Value]:

@@ -92,6 +92,7 @@ class Plan:
     part_offset: int
     scratch_offset: int
     smem_bytes: int
+    trace_bytes: int
 
     @property
     def row_words(self) -> int:
@@ -153,6 +154,7 @@ def read_plan(device: Any, target: Target) -> Plan:
         bodies=bodies,
         rows=rows,
         operands=[[values[n] for n in get(row, "names")] for row in rows],
+        trace_bytes=get(device, "trace_bytes") or 0,
         **{n: get(device, n) for n in ("x_offset", "part_offset", "scratch_offset", "smem_bytes")},
     )
 

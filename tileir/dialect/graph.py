@@ -18,6 +18,8 @@ Tensor = ir.RankedTensorType
 Operand = ext.Operand
 Result = ext.Result
 
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu")
+
 
 class Graph(ext.Dialect, name="graph"):
     """Whole-tensor operations of a decode step."""
@@ -584,10 +586,71 @@ class GluOp(Graph.Operation, name="glu"):
     def verify_region_invariants(op: Any) -> bool:
         """A known activation on equal shapes."""
         gate, up = (shape_of(v) for v in op.operation.operands)
-        known = get(op, "activation") in ("silu", "gelu_tanh")
-        return first_failure(
-            op, [(gate == up, "gate and up differ"), (known, "activation is silu or gelu_tanh")]
-        )
+        return first_failure(op, [(gate == up, "gate and up differ"), known_activation(op)])
+
+
+def known_activation(op: Any) -> tuple[bool, str]:
+    """Whether an operation's activation is one of ours, and what to say if not. Shared with the tile dialect."""
+    return get(op, "activation") in ACTIVATIONS, f"activation is {', '.join(ACTIVATIONS)}"
+
+
+class ActivateOp(Graph.Operation, name="activate"):
+    """activation(x) of every value: "silu", "gelu_tanh", "gelu" (by erf) or "relu".
+
+    x: [T, N]; result: x's type.
+
+    %a = "graph.activate"(%x) {activation = "gelu_tanh"} : (tensor<?x96xf32>) -> tensor<?x96xf32>
+    """
+
+    x: Operand[Tensor]
+    activation: ir.StringAttr
+    result: Result[Tensor]
+
+    @staticmethod
+    def verify_region_invariants(op: Any) -> bool:
+        """A known activation, x's shape."""
+        return first_failure(op, [known_activation(op), _same_shape(op)])
+
+
+class ScaleOp(Graph.Operation, name="scale"):
+    """factor · x, of every value.
+
+    x: [T, N]; result: x's type.
+
+    %y = "graph.scale"(%x) {factor = 0.22 : f64} : (tensor<?x64xf32>) -> tensor<?x64xf32>
+    """
+
+    x: Operand[Tensor]
+    factor: ir.FloatAttr
+    result: Result[Tensor]
+
+    @staticmethod
+    def verify_region_invariants(op: Any) -> bool:
+        """x's shape."""
+        return first_failure(op, [_same_shape(op)])
+
+
+class SoftcapOp(Graph.Operation, name="softcap"):
+    """cap · tanh(x / cap), of every value. Source: Gemma 2, 2024.
+
+    x: [T, N]; result: x's type.
+
+    %y = "graph.softcap"(%x) {cap = 30.0 : f64} : (tensor<?x128xf32>) -> tensor<?x128xf32>
+    """
+
+    x: Operand[Tensor]
+    cap: ir.FloatAttr
+    result: Result[Tensor]
+
+    @staticmethod
+    def verify_region_invariants(op: Any) -> bool:
+        """x's shape, a positive cap."""
+        return first_failure(op, [_same_shape(op), (get(op, "cap") > 0, "cap is not positive")])
+
+
+def _same_shape(op: Any) -> tuple[bool, str]:
+    x, out = op.operation.operands[0], op.operation.results[0]
+    return shape_of(out) == shape_of(x), "result's shape is not x's"
 
 
 class AddOp(Graph.Operation, name="add"):

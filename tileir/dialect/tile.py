@@ -9,6 +9,7 @@ from math import prod
 from typing import Any
 
 from tileir.dialect.attributes import first_failure, get, name_of, place_of, shape_of
+from tileir.dialect.graph import known_activation
 from tileir.mlir import ext, ir
 
 Tensor = ir.RankedTensorType
@@ -289,14 +290,19 @@ class RmsNormOp(Tile.Operation, name="rms_norm"):
 
 
 class BiasOp(Tile.Operation, name="bias"):
-    """Epilogue: adds a buffer's values at `bases`."""
+    """Epilogue: adds a buffer's values at `bases`, to both halves, or to one (a gate, or its up, alone)."""
 
-    lo: Operand[ir.F32Type]
-    hi: Operand[ir.F32Type]
+    values: Sequence[Operand[ir.F32Type]]
     bias: Operand[Tensor]
     bases: Any
-    out_lo: Result[ir.F32Type]
-    out_hi: Result[ir.F32Type]
+    results: Sequence[Result[ir.F32Type]]
+
+    @staticmethod
+    def verify_region_invariants(op: Any) -> bool:
+        """A base and a result for each value."""
+        values, bases = len(op.operation.operands) - 1, get(op, "bases")
+        fits = values == len(bases) == len(op.operation.results)
+        return first_failure(op, [(fits, f"{len(bases)} bases for {values} values")])
 
 
 class ResidualOp(Tile.Operation, name="residual"):
@@ -343,6 +349,51 @@ class GluOp(Tile.Operation, name="glu"):
     hi: Operand[ir.F32Type]
     activation: ir.StringAttr
     result: Result[ir.F32Type]
+
+    @staticmethod
+    def verify_region_invariants(op: Any) -> bool:
+        """A known activation."""
+        return first_failure(op, [known_activation(op)])
+
+
+class ActivateOp(Tile.Operation, name="activate"):
+    """Epilogue: activation(v), without a gate."""
+
+    lo: Operand[ir.F32Type]
+    hi: Operand[ir.F32Type]
+    activation: ir.StringAttr
+    out_lo: Result[ir.F32Type]
+    out_hi: Result[ir.F32Type]
+
+    @staticmethod
+    def verify_region_invariants(op: Any) -> bool:
+        """A known activation."""
+        return first_failure(op, [known_activation(op)])
+
+
+class ScaleOp(Tile.Operation, name="scale"):
+    """Epilogue: factor · v."""
+
+    lo: Operand[ir.F32Type]
+    hi: Operand[ir.F32Type]
+    factor: ir.FloatAttr
+    out_lo: Result[ir.F32Type]
+    out_hi: Result[ir.F32Type]
+
+
+class SoftcapOp(Tile.Operation, name="softcap"):
+    """Epilogue: cap · tanh(v / cap)."""
+
+    lo: Operand[ir.F32Type]
+    hi: Operand[ir.F32Type]
+    cap: ir.FloatAttr
+    out_lo: Result[ir.F32Type]
+    out_hi: Result[ir.F32Type]
+
+    @staticmethod
+    def verify_region_invariants(op: Any) -> bool:
+        """A positive cap."""
+        return first_failure(op, [(get(op, "cap") > 0, "cap is not positive")])
 
 
 class AppendOp(Tile.Operation, name="append"):

@@ -22,6 +22,7 @@ ALIGNMENT = 256  # of whatever lies in global memory
 SCRATCH_BYTES = 2048
 BARRIER_BYTES = 16  # of a slot: full and empty
 PACKET_BYTES = 8
+MARK_BYTES = 8 * 9  # of a row on an SM: what codegen's MARKS name
 ELEMENT_BYTES = {"bf16": 2, "f32": 4, "i32": 4}
 
 
@@ -33,7 +34,8 @@ class AllocateMemoryPass(Pass):
     multiples of 256), the rings `slots`, `window`, `smem_offset` and `barrier_offset` (full, then
     empty mbarriers of 8 bytes), the device `x_offset` (a stage's activations, bf16), `part_offset`
     (partial sums, f32), `scratch_offset`, and `smem_bytes`, `exchange_bytes`, `constant_bytes`,
-    `state_bytes`. The tape ring is as deep as shared memory allows.
+    `state_bytes`. The tape ring is as deep as shared memory allows. With `trace` the device has `trace_bytes` too:
+    its kernel notes when each SM does each row of one step.
 
         "engine.ring"() {sym_name = "tape", slots = 10, smem_offset = 0, barrier_offset = 230784, …}
         "engine.channel"() {sym_name = "qkv_0", offset = 2304, …}
@@ -44,6 +46,7 @@ class AllocateMemoryPass(Pass):
     after: ClassVar[str] = "engine"
 
     target: str = "h100"
+    trace: bool = False
 
     def run(self, module: Any) -> None:
         """Put the attributes. Raises TileirError, with the bytes, if shared memory is too small."""
@@ -58,6 +61,9 @@ class AllocateMemoryPass(Pass):
                 constant_bytes=_place(walk(device, "engine.buffer"), _tensor_bytes),
                 state_bytes=_place(walk(device, "engine.state"), _tensor_bytes),
             )
+            if self.trace:
+                rows = len(list(walk(device, "engine.row"))) + 1
+                put(device, trace_bytes=get(device, "sms") * rows * MARK_BYTES)
             _shared(device, target)
 
 

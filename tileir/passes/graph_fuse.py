@@ -13,11 +13,16 @@ from tileir.errors import TileirError
 from tileir.passes.base import Pass
 from tileir.passes.dataflow import DECLARATIONS, operations, producer, readers, step_function
 
-_CHAIN = "rope, append and residual add follow a linear, glu a pair of linears on the same values"
+_CHAIN = (
+    "rope, append, activation, scale, softcap and residual add follow a linear, an add also a norm, "
+    "glu a pair of linears on the same values"
+)
 LINEARS = ("graph.linear", "graph.grouped_linear", "graph.expert_linear")
 NORMS = ("graph.rms_norm", "graph.layer_norm")
 SELECTS = ("graph.sample", "graph.router", "graph.top_k")
 ATTENDS = ("graph.attention", "graph.latent_attention")
+# What an epilogue does to each value by itself.
+ELEMENTWISE = ("graph.activate", "graph.scale", "graph.softcap")
 
 
 @dataclass(frozen=True)
@@ -26,10 +31,11 @@ class GraphFusePass(Pass):
 
     Before: graph level. After: every compute op has `stage`, numbered so that a stage reads only
     earlier ones, and `stage_kind` ("contract", "attend", "map" or "select"). A linear takes the
-    rope, appends and residual adds behind it, a pair of linears its glu. Linears that read the same
-    values share a stage, those that feed only an indexer one of their own. An rms_norm of whole rows belongs
-    to the linears that read it: to the first stage by its attribute, repeated in the prologues of the
-    others. Another norm is a map, with the rope and append behind it; so is a weighted sum with the adds behind it.
+    rope, appends, activation, scale, softcap and residual adds behind it, a pair of linears its glu. Linears that
+    read the same values share a stage, those that feed only an indexer one of their own. An rms_norm of whole rows
+    belongs to the linears that read it: to the first stage by its attribute, repeated in the prologues of the
+    others. Another norm is a map, with the rope of the same heads, append or adds behind it; so is a weighted sum
+    with its adds.
     Scores of a state's keys are a contract, top_k and router selects.
 
         %h = "graph.rms_norm"(%x, %w)
@@ -153,6 +159,7 @@ class _Matcher:
             "graph.rope": self._rope,
             "graph.append": self._append,
             "graph.glu": self._glu,
+            **dict.fromkeys(ELEMENTWISE, self._elementwise),
             "graph.add": self._add,
             "graph.weighted_sum": self._weighted_sum,
             **dict.fromkeys(ATTENDS, self._attention),
@@ -195,7 +202,7 @@ class _Matcher:
     def _rope(self, index: int, op: Any) -> None:
         self._placed(op, 1)
         stage = self.ends.get(op.operands[0])
-        if stage is not None and (stage.names & set(NORMS)) and _only(op, op.operands[0]):
+        if stage is not None and _norm_of_heads(stage, op) and _only(op, op.operands[0]):
             self._extend(stage, op)
         elif turns_in_tiles(op):
             self._extend(self._before(op, op.operands[0]), op)
@@ -230,16 +237,19 @@ class _Matcher:
         del self.ends[up.value]
         self._extend(gate, op)
 
+    def _elementwise(self, _index: int, op: Any) -> None:
+        self._extend(self._before(op, op.operands[0]), op)
+
     def _add(self, _index: int, op: Any) -> None:
-        """A sum that is a map takes it, else the latest linear, so that the other summand is there before."""
+        """A sum or a norm that is a map takes it, else the latest linear: the other summand is there before."""
         ends = [self.ends[v] for v in op.operands if v in self.ends and _only(op, v)]
-        sums = [stage for stage in ends if "graph.weighted_sum" in stage.names]
+        maps = [stage for stage in ends if stage.names & {"graph.weighted_sum", *NORMS}]
         linears = [
             s
             for s in ends
-            if s.linears and not s.gated and s.names <= {"graph.linear", "graph.add"}
+            if s.linears and not s.gated and s.names <= {"graph.linear", "graph.add", *ELEMENTWISE}
         ]
-        hosts = sums or linears
+        hosts = maps or linears
         if not hosts or op.operands[0] == op.operands[1]:
             what = " and ".join(_origin(v) for v in op.operands)
             raise _refuse(op, f"graph.add follows no linear of its own: {what}")
@@ -331,6 +341,12 @@ class _Matcher:
                 raise _refuse(op, f"{name_of(op)} reads inside a stage: {_origin(value)}")
             found.append(value)
         return found
+
+
+def _norm_of_heads(stage: _Stage, rope: Any) -> bool:
+    """Whether a stage is a norm over the heads that a rope turns: a map's row is one of them."""
+    norm, size = stage.ops[0], get(rope, "head_size")
+    return name_of(norm) in NORMS and shape_of(norm.operands[1]) == [size]
 
 
 def _distinct(stages: Iterable[_Stage]) -> list[_Stage]:

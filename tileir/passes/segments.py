@@ -69,9 +69,7 @@ class Run:
     @property
     def biases(self) -> list[Any]:
         """The linears' biases."""
-        if name_of(self.linears[0]) != "graph.linear":
-            return []
-        return [bias for linear in self.linears for bias in list(linear.operands)[2:]]
+        return [bias for linear in self.linears for bias in biases_of(linear)]
 
     def bases(self, piece: Piece) -> list[int]:
         """Where the values of lo and hi begin."""
@@ -86,6 +84,11 @@ class Run:
 def weight_of(linear: Any) -> Any:
     """The operand of a linear that is its weight."""
     return linear.operands[2 if name_of(linear) == "graph.expert_linear" else 1]
+
+
+def biases_of(linear: Any) -> list[Any]:
+    """A linear's bias, if it has one."""
+    return list(linear.operands)[2:] if name_of(linear) == "graph.linear" else []
 
 
 def runs_of(members: Sequence[Any], vocabulary: int) -> list[Run]:
@@ -109,14 +112,7 @@ def _gated(glu: Any) -> Run:
     rows = _rows(linears[0])
     tiles = -(-rows // HALF_ROWS)
     piece = Piece(tiles, tiles, HALF_ROWS, 0, 0, HALF_ROWS)
-    run = Run(linears, [glu], rows, tiles * HALF_ROWS, [piece])
-    if run.biases:
-        raise TileirError(
-            "a bias inside a gated unit",
-            location=located(glu),
-            hint="gate and up projections without bias",
-        )
-    return run
+    return Run(linears, [glu], rows, tiles * HALF_ROWS, [piece])
 
 
 def _plain(linear: Any, members: Sequence[Any]) -> Run:

@@ -28,8 +28,8 @@ from tileir.passes.dataflow import (
     step_function,
 )
 from tileir.passes.declarations import Declarations
-from tileir.passes.graph_fuse import appends_of, in_prologue
-from tileir.passes.segments import Piece, Run, runs_of, weight_of
+from tileir.passes.graph_fuse import ELEMENTWISE, appends_of, in_prologue
+from tileir.passes.segments import Piece, Run, biases_of, runs_of, weight_of
 
 PLACEMENT = ("devices", "share", "units", "parts")
 SELECT_FACTS = ("k", "groups", "top_groups", "normalize", "scale")
@@ -192,13 +192,6 @@ class _Builder:
         channel, offset = self._place(first.operands[0])
         values = row_size(first.results[0])
         size = get(first, "head_size") or static_shape(first.operands[1])[0]
-        for op in members:
-            if name_of(op) == "graph.rope" and get(op, "head_size") != size:
-                raise TileirError(
-                    f"a norm over {size} values before a rope of heads of {get(op, 'head_size')}",
-                    location=located(op),
-                    hint="norms before rope go over heads",
-                )
         operands = {op.results[0]: self._row_operands(op) for op in members}
         width = _whole_tiles(values) if size == values else values
         made, block = self._map(self._channel(width), values // size, _placement(first))
@@ -206,7 +199,7 @@ class _Builder:
             value = build("tile.load", [channel], [f32], offset=offset, size=size).results[0]
             result = first.results[0]
             for op in members:
-                value = self._row(op, value, operands[op.results[0]])
+                value = self._row(op, value, operands[op.results[0]], size)
                 if name_of(op) != "graph.append":
                     result = op.results[0]
             build("tile.yield", [value])
@@ -220,12 +213,16 @@ class _Builder:
                 return [self.declared.rope_table(op)]
             case "graph.append":
                 return [self.declared.state(op)]
+            case "graph.add":
+                return []
         return [self.declared.buffer(v) for v in list(op.operands)[1:]]
 
-    def _row(self, op: Any, value: Any, operands: list[Any]) -> Any:
-        """One operation on a row's values; the values after it."""
+    def _row(self, op: Any, value: Any, operands: list[Any], size: int) -> Any:
+        """One operation on a row's `size` values; the values after it."""
         f32 = ir.F32Type.get()
         match name_of(op):
+            case "graph.add":
+                return self._plus(op, value, size)
             case "graph.append":
                 build("tile.store", [value, *operands], offset=get(op, "offset", 0))
                 return value
@@ -247,15 +244,20 @@ class _Builder:
         size = row_size(last)
         made, block = self._map(self._channel(size), size // 2, _placement(total))
         with ir.InsertionPoint(block):
-            value, held = build("tile.sum", [parts], [f32], size=2).results[0], total.results[0]
+            value = build("tile.sum", [parts], [f32], size=2).results[0]
             for op in adds:
-                (other,) = [v for v in op.operands if v != held]
-                channel, offset = self._place(other)
-                more = build("tile.load", [channel], [f32], offset=offset, size=2).results[0]
-                value, held = build("tile.plus", [value, more], [f32]).results[0], op.results[0]
+                value = self._plus(op, value, 2)
             build("tile.yield", [value])
         self.where[last] = (made.results[0], 0)
         return made.results[0]
+
+    def _plus(self, add: Any, value: Any, size: int) -> Any:
+        """A row's values and those of the same row of the summand that another stage has made."""
+        f32 = ir.F32Type.get()
+        (other,) = [v for v in add.operands if v in self.where]
+        channel, offset = self._place(other)
+        more = build("tile.load", [channel], [f32], offset=offset, size=size).results[0]
+        return build("tile.plus", [value, more], [f32]).results[0]
 
     # ---- attention
 
@@ -438,7 +440,7 @@ class _Builder:
             with ir.InsertionPoint(inner):
                 place, first = self._place(weights)
                 facts = {"scale": get(op, "scale"), "offset": first}
-                values = self._pair("tile.relu_sum", list(inner.arguments), place, **facts)
+                values = self._same("tile.relu_sum", list(inner.arguments), place, **facts)
                 build("tile.publish", values, bases=[0, HALF_ROWS])
                 build("tile.yield")
             build("tile.yield")
@@ -466,8 +468,7 @@ class _Builder:
         bases = run.bases(piece)
         with ir.InsertionPoint(block):
             values = list(block.arguments)
-            for bias in run.biases:
-                values = self._pair("tile.bias", values, self.declared.buffer(bias), bases=bases)
+            values = self._biased(run, bases, values)
             for inner in run.chain:
                 values = self._follow(run, piece, inner, values)
             if run.sampled:
@@ -477,9 +478,18 @@ class _Builder:
                 self._scores(run, bases, at, values)
             else:
                 if "graph.weighted_sum" in run.read_by:
-                    values = self._pair("tile.weigh", values, routing)
+                    values = self._same("tile.weigh", values, routing)
                 build("tile.publish", values, bases=[at + base for base in bases])
             build("tile.yield")
+
+    def _biased(self, run: Run, bases: list[int], values: list[Any]) -> list[Any]:
+        """The values with a linear's bias, or with those of gate and up, which lie in a half each."""
+        made: list[Any] = []
+        parts = [[v] for v in values] if run.gated else [values]
+        for linear, part in zip(run.linears, parts, strict=True):
+            found = [self.declared.buffer(b) for b in biases_of(linear)]
+            made += self._same("tile.bias", part, *found, bases=bases) if found else part
+        return made
 
     def _scores(self, run: Run, bases: list[int], at: int, values: list[Any]) -> None:
         """A router's scores; with sigmoid, behind them the keys by which it chooses."""
@@ -489,20 +499,25 @@ class _Builder:
             values = list(build("tile.sigmoid", values, [f32, f32]).results)
             keys = values
             for bias in list(router.operands)[1:]:
-                keys = self._pair("tile.bias", keys, self.declared.buffer(bias), bases=bases)
+                keys = self._same("tile.bias", keys, self.declared.buffer(bias), bases=bases)
             build("tile.publish", keys, bases=[at + run.outputs + base for base in bases])
         build("tile.publish", values, bases=[at + base for base in bases])
 
     def _follow(self, run: Run, piece: Piece, op: Any, values: list[Any]) -> list[Any]:
         """One operation of a chain on the values of both halves; the values after it."""
         name, bases = name_of(op), run.bases(piece)
+        if name in ELEMENTWISE:
+            facts: dict[str, Any] = {
+                n: get(op, n) for n in ("activation", "factor", "cap") if n in op.attributes
+            }
+            return self._same(name.replace("graph.", "tile."), values, **facts)
         if name == "graph.rope":
-            facts: dict[str, Any] = {n: get(op, n) for n in ("head_size", "style")}
+            facts = {n: get(op, n) for n in ("head_size", "style")}
             if get(op, "offset", 0):
                 facts["first"] = get(op, "offset")
             if not piece.turned:
                 return values
-            return self._pair("tile.rope", values, self.declared.rope_table(op), **facts)
+            return self._same("tile.rope", values, self.declared.rope_table(op), **facts)
         if name == "graph.append":
             build(
                 "tile.append", [*values, self.declared.state(op)], bases=_in_state(op, bases, piece)
@@ -514,11 +529,12 @@ class _Builder:
         assert name == "graph.add", name
         (other,) = [value for value in op.operands if value in self.where]
         channel, offset = self._place(other)
-        return self._pair("tile.residual", values, channel, bases=[offset + b for b in bases])
+        return self._same("tile.residual", values, channel, bases=[offset + b for b in bases])
 
-    def _pair(self, name: str, values: list[Any], operand: Any, **facts: Any) -> list[Any]:
-        f32 = ir.F32Type.get()
-        return list(build(name, [*values, operand], [f32, f32], **facts).results)
+    def _same(self, name: str, values: list[Any], *operands: Any, **facts: Any) -> list[Any]:
+        """An operation that makes as many values as it takes."""
+        kinds = [ir.F32Type.get()] * len(values)
+        return list(build(name, [*values, *operands], kinds, **facts).results)
 
 
 # What graph.attention says; latents have no window and no cap.

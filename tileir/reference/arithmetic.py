@@ -3,6 +3,7 @@
 T is the tokens of a step; everything is float32 inside. The functions round_bf16 and keep say where values become bf16.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from tileir.dialect.attributes import get, name_of, static_shape
 
 Array = np.ndarray
 LOWEST = np.float32(-1e30)
+_erf = np.vectorize(math.erf, otypes=[np.float32])
 VALUES_OF = {"tile.publish": "publish", "tile.logits": "logits", "tile.candidate": "candidate"}
 
 
@@ -27,10 +29,21 @@ def keep(x: Array) -> Array:
 
 
 def activation(name: str, x: Array) -> Array:
-    """silu, or gelu by tanh."""
-    if name == "silu":
-        return x / (1 + np.exp(-x))
+    """silu, gelu by erf, gelu by tanh, or relu, as f32."""
+    match name:
+        case "silu":
+            return x / (1 + np.exp(-x))
+        case "relu":
+            return np.maximum(x, np.float32(0))
+        case "gelu":
+            return np.asarray(0.5 * x * (1 + _erf(x * 0.7071067811865476)), np.float32)
+    assert name == "gelu_tanh", name
     return 0.5 * x * (1 + np.tanh(0.7978845608028654 * (x + 0.044715 * x**3)))
+
+
+def softcap(x: Array, cap: float) -> Array:
+    """cap · tanh(x / cap)."""
+    return np.tanh(x / np.float32(cap)) * np.float32(cap)
 
 
 def rms_scale(x: Array, eps: float) -> Array:
@@ -48,7 +61,7 @@ def scores_of(q: Array, k: Array, op: Any) -> Array:
     """Scaled (and capped) scores of queries [G, D] over rows [N, D]: [G, N]."""
     scores = (q @ k.T) * np.float32(get(op, "scale"))
     cap = get(op, "softcap")
-    return np.tanh(scores / cap) * np.float32(cap) if cap else scores
+    return softcap(scores, cap) if cap else scores
 
 
 def partial_softmax(q: Array, k: Array, v: Array, op: Any) -> Array:
@@ -185,6 +198,18 @@ def _sigmoid(_op: Any, values: list[Array], _o: Any, _start: Array, _sink: Sink)
     return [1 / (1 + np.exp(-v)) for v in values]
 
 
+def _activate(op: Any, values: list[Array], _o: Any, _start: Array, _sink: Sink) -> list[Array]:
+    return [activation(get(op, "activation"), v) for v in values]
+
+
+def _scale(op: Any, values: list[Array], _other: Any, _start: Array, _sink: Sink) -> list[Array]:
+    return [v * np.float32(get(op, "factor")) for v in values]
+
+
+def _softcap(op: Any, values: list[Array], _other: Any, _start: Array, _sink: Sink) -> list[Array]:
+    return [softcap(v, get(op, "cap")) for v in values]
+
+
 def _weigh(_op: Any, values: list[Array], other: Any, _start: Array, sink: Sink) -> list[Array]:
     return [v * sink.weights(other)[:, None, None] for v in values]
 
@@ -218,6 +243,9 @@ _RULES: dict[str, Rule] = {
     "tile.residual": _residual,
     "tile.rope": _rope,
     "tile.glu": _glu,
+    "tile.activate": _activate,
+    "tile.scale": _scale,
+    "tile.softcap": _softcap,
     "tile.sigmoid": _sigmoid,
     "tile.weigh": _weigh,
     "tile.relu_sum": _relu_sum,
@@ -238,8 +266,8 @@ def run_map(block: Any, rows: Array, size: int, sink: Sink) -> Array:
     for op in block:
         operands = list(op.operation.operands)
         if name_of(op) == "tile.yield":
-            made = values[operands[0]]
-            return np.pad(made, ((0, 0), (0, 0), (0, size - made.shape[2])))
+            found = values[operands[0]]
+            return np.pad(found, ((0, 0), (0, 0), (0, size - found.shape[2])))
         known = [values[o] for o in operands if o in values]
         others = [o for o in operands if o not in values]
         made = _ROW_RULES[name_of(op)](op, known, others, rows, size, sink)

@@ -14,6 +14,7 @@ from tileir.reference.arithmetic import (
     angles,
     rms_scale,
     scores_of,
+    softcap,
     turn,
 )
 from tileir.reference.routing import choose_top_k, route
@@ -182,6 +183,15 @@ class GraphExecutor:
 
     def _glu(self, op: Any, gate: Array, up: Array) -> Array:
         return activation(get(op, "activation"), gate) * up
+
+    def _activate(self, op: Any, x: Array) -> Array:
+        return activation(get(op, "activation"), x)
+
+    def _scale(self, op: Any, x: Array) -> Array:
+        return x * np.float32(get(op, "factor"))
+
+    def _softcap(self, op: Any, x: Array) -> Array:
+        return softcap(x, get(op, "cap"))
 
     def _add(self, _op: Any, a: Array, b: Array) -> Array:
         return a + b
