@@ -116,6 +116,12 @@ def compile_module(module: Any, *, progress: Progress | None = None, **options: 
     """
     asked = Options.read(options)
     target = find_target(asked.target)
+    if get(module, "tileir.context") == 0:
+        raise TileirError(
+            "the program writes no KV cache: it is no decode step",
+            hint="caches are buffers [1, kv heads, context, head size] that forward writes with index_copy_ at "
+            "positions; export_decode makes such a program of a transformers model",
+        )
     run_pipeline(module, asked.pipeline, on_pass=progress)
     clock = _Clock(progress)
     plans = [read_plan(device, target) for device in walk(module, "engine.device")]

@@ -16,7 +16,7 @@ from tileir.frontends.torch_export.experts import (
     match_weighted_sum,
 )
 from tileir.frontends.torch_export.latents import Latents, match_indexer, match_latents
-from tileir.frontends.torch_export.mistakes import check_context, check_inputs, check_program
+from tileir.frontends.torch_export.mistakes import check_inputs, check_program
 from tileir.frontends.torch_export.nodes import behind, module_path, op_name, refuse, shape
 from tileir.frontends.torch_export.patterns import Mask, match_mask
 from tileir.frontends.torch_export.rows import Rows
@@ -61,7 +61,6 @@ class _Importer(Rows):
                         self._node(node)
             vocabulary = shape_of(self.value(outputs[0]))[-1]
             func.ReturnOp([self.sample(node) for node in outputs])
-        check_context(self.context)
         drop_unread(block)
         facts = {"level": "graph", "context": self.context, "vocabulary": vocabulary}
         put(module.operation, **{f"tileir.{n}": v for n, v in facts.items()})

@@ -135,12 +135,6 @@ def check_inputs(program: ExportedProgram, found: Sequence[Node]) -> None:
             )
 
 
-def check_context(context: int) -> None:
-    """Raises TileirError for a program whose caches hold no positions, since it has none."""
-    if context == 0:
-        raise TileirError("the program writes no KV cache: it is no decode step", hint=RECIPE)
-
-
 def _quoted(found: re.Match[str] | None) -> str:
     return f" ({found.group(3).strip()})" if found else ""
 
