@@ -1,6 +1,7 @@
 """The `tileir` command: compile, run, inspect, models."""
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -228,6 +229,8 @@ def _check_output(path: Path) -> None:
         raise TileirError(f"{path} is a folder", hint="name a file, such as model.tileir")
     if not path.absolute().parent.is_dir():
         raise TileirError(f"no folder {path.parent}", hint="make it, or name another with -o")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise TileirError(f"{path.parent} cannot be written", hint="name another folder with -o")
 
 
 if __name__ == "__main__":
