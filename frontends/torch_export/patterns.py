@@ -2,8 +2,6 @@
 
 | pattern | becomes |
 |---|---|
-| pow 2, mean, + eps, rsqrt, · x, · w (or · (1 + w)); rms_norm | graph.rms_norm |
-| index_copy into a buffer along its positions | graph.append |
 | arange ≤ position (and > position − window), or the contrary of what it hides | an attention's mask |
 | activation(a)·b | graph.glu |
 """
@@ -18,16 +16,6 @@ from tileir.frontends.torch_export.nodes import behind, op_name
 
 
 @dataclass(frozen=True)
-class Norm:
-    """x · rsqrt(mean(x²) + eps) · weight."""
-
-    x: Node
-    weight: Any
-    eps: float
-    unit_offset: bool
-
-
-@dataclass(frozen=True)
 class Mask:
     """Columns ≤ position, and > position − window if window is not 0, and among `indices` if there are any."""
 
@@ -39,43 +27,6 @@ class Mask:
 def split_mul(node: Any) -> tuple[Any, Any] | None:
     """The operands of a product."""
     return (node.args[0], node.args[1]) if op_name(node) == "mul" else None
-
-
-def match_norm(node: Node) -> Norm | None:
-    """node as the last operation of an RMS norm."""
-    if op_name(node) in ("rms_norm", "_fused_rms_norm"):
-        eps = node.args[3] if len(node.args) > 3 else None
-        dtype_eps = 1.1920928955078125e-07
-        return Norm(node.args[0], node.args[2], float(eps if eps is not None else dtype_eps), False)
-    pair = split_mul(node)
-    if pair is None:
-        return None
-    for scaled, weight in (pair, pair[::-1]):
-        inner = _normalised(behind(scaled))
-        if inner is None:
-            continue
-        w = behind(weight)
-        offset = op_name(w) == "add" and w.args[1] in (1, 1.0)
-        return Norm(inner[0], w.args[0] if offset else w, inner[1], offset)
-    return None
-
-
-def _normalised(node: Any) -> tuple[Node, float] | None:
-    """(x, eps) of x · rsqrt(mean(x²) + eps)."""
-    pair = split_mul(node)
-    for x, r in (pair, pair[::-1]) if pair else ():
-        if op_name(r) != "rsqrt" or op_name(r.args[0]) != "add":
-            continue
-        mean, eps = r.args[0].args[:2]
-        square = mean.args[0] if op_name(mean) == "mean" else None
-        if (
-            square is not None
-            and op_name(square) == "pow"
-            and square.args[1] == 2
-            and behind(square.args[0]) is behind(x)
-        ):
-            return behind(x), float(eps)
-    return None
 
 
 def match_mask(node: Any, hidden: bool = False) -> Mask | None:

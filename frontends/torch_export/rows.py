@@ -15,7 +15,8 @@ from tileir.frontends.torch_export.elementwise import (
     match_softcap,
 )
 from tileir.frontends.torch_export.nodes import behind, op_name, refuse, shape
-from tileir.frontends.torch_export.patterns import match_glu, match_norm
+from tileir.frontends.torch_export.norms import match_norm
+from tileir.frontends.torch_export.patterns import match_glu
 from tileir.frontends.torch_export.rotary import Rope, match_rope
 from tileir.frontends.torch_export.selections import root, selected
 from tileir.frontends.torch_export.values import Source, Values

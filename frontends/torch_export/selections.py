@@ -65,7 +65,7 @@ def pairs_apart(indices: torch.Tensor) -> torch.Tensor:
 def _picks(node: Node) -> bool:
     name = op_name(node)
     if name == "getitem":
-        return op_name(node.args[0]).startswith("split")
+        return op_name(node.args[0]).startswith("split") or op_name(node.args[0]) == "unbind"
     if name == "mul":
         return node.args[1] in (1, 1.0)
     if name == "expand":

@@ -149,3 +149,27 @@ func.func @sum(%x: tensor<?x48xbf16>, %w: tensor<?x2xf32>) {
   %y = "graph.weighted_sum"(%x, %w) : (tensor<?x48xbf16>, tensor<?x2xf32>) -> tensor<?x32xbf16>
   return
 }
+
+// -----
+
+func.func @activation(%x: tensor<?x48xbf16>) {
+  // expected-error @below {{activation is silu, gelu_tanh, gelu, relu}}
+  %y = "graph.activate"(%x) {activation = "sigmoid"} : (tensor<?x48xbf16>) -> tensor<?x48xbf16>
+  return
+}
+
+// -----
+
+func.func @scale(%x: tensor<?x48xbf16>) {
+  // expected-error @below {{result's shape is not x's}}
+  %y = "graph.scale"(%x) {factor = 2.0 : f64} : (tensor<?x48xbf16>) -> tensor<?x32xbf16>
+  return
+}
+
+// -----
+
+func.func @cap(%x: tensor<?x48xbf16>) {
+  // expected-error @below {{cap is not positive}}
+  %y = "graph.softcap"(%x) {cap = 0.0 : f64} : (tensor<?x48xbf16>) -> tensor<?x48xbf16>
+  return
+}

@@ -112,7 +112,14 @@ module attributes {tileir.level = "graph"} {
     // CHECK: "graph.weighted_sum"
     %y = "graph.weighted_sum"(%d, %weights) : (!y, tensor<?x2xf32>) -> !x
 
-    %t = "graph.sample"(%y) {kind = "argmax"} : (!x) -> !p
+    // CHECK: "graph.activate"({{.*}}) {activation = "gelu"}
+    %act = "graph.activate"(%y) {activation = "gelu"} : (!x) -> !x
+    // CHECK: "graph.scale"({{.*}}) {factor = 2.500000e-01 : f64}
+    %less = "graph.scale"(%act) {factor = 0.25 : f64} : (!x) -> !x
+    // CHECK: "graph.softcap"({{.*}}) {cap = 3.000000e+01 : f64}
+    %capped = "graph.softcap"(%less) {cap = 30.0 : f64} : (!x) -> !x
+
+    %t = "graph.sample"(%capped) {kind = "argmax"} : (!x) -> !p
     // CHECK: "graph.embedding"({{.*}}) {scale = 1.000000e+00 : f64}
     %next = "graph.embedding"(%table, %t) {scale = 1.0 : f64} : (tensor<64x32xf32>, !p) -> !x
     %draft = "graph.sample"(%next) {kind = "argmax"} : (!x) -> !p

@@ -54,3 +54,27 @@ func.func @route(%c: tensor<1x8xf32, "channel">) {
   %r = "tile.select"(%c) {kind = "route", k = 2 : i64} : (tensor<1x8xf32, "channel">) -> tensor<1x2x2xi32, "channel">
   return
 }
+
+// -----
+
+func.func @biases(%b: tensor<16xbf16, "buffer">, %v: f32) {
+  // expected-error @below {{2 bases for 1 values}}
+  %r = "tile.bias"(%v, %b) {bases = array<i64: 0, 8>} : (f32, tensor<16xbf16, "buffer">) -> f32
+  return
+}
+
+// -----
+
+func.func @activations(%v: f32) {
+  // expected-error @below {{activation is silu, gelu_tanh, gelu, relu}}
+  %a, %b = "tile.activate"(%v, %v) {activation = "erf"} : (f32, f32) -> (f32, f32)
+  return
+}
+
+// -----
+
+func.func @caps(%v: f32) {
+  // expected-error @below {{cap is not positive}}
+  %a, %b = "tile.softcap"(%v, %v) {cap = -1.0 : f64} : (f32, f32) -> (f32, f32)
+  return
+}

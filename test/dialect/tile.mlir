@@ -43,8 +43,16 @@ module attributes {tileir.level = "tile"} {
       ^bb0(%lo: f32, %hi: f32):
         // CHECK: "tile.bias"(%{{.*}}, %{{.*}}, %{{.*}}) {bases = array<i64: 0, 16>}
         %a, %b = "tile.bias"(%lo, %hi, %norm) {bases = array<i64: 0, 16>} : (f32, f32, !vector) -> (f32, f32)
+        // CHECK: "tile.bias"(%{{.*}}, %{{.*}}) {bases = array<i64: 8>} : (f32, {{.*}}) -> f32
+        %a0 = "tile.bias"(%a, %norm) {bases = array<i64: 8>} : (f32, !vector) -> f32
+        // CHECK: "tile.activate"(%{{.*}}, %{{.*}}) {activation = "relu"}
+        %a1, %b1 = "tile.activate"(%a0, %b) {activation = "relu"} : (f32, f32) -> (f32, f32)
+        // CHECK: "tile.scale"(%{{.*}}, %{{.*}}) {factor = 5.000000e-01 : f64}
+        %a2, %b2 = "tile.scale"(%a1, %b1) {factor = 0.5 : f64} : (f32, f32) -> (f32, f32)
+        // CHECK: "tile.softcap"(%{{.*}}, %{{.*}}) {cap = 3.000000e+01 : f64}
+        %a3, %b3 = "tile.softcap"(%a2, %b2) {cap = 30.0 : f64} : (f32, f32) -> (f32, f32)
         // CHECK: "tile.rope"(%{{.*}}, %{{.*}}, %{{.*}}) {head_size = 32 : i64, style = "half"}
-        %c, %d = "tile.rope"(%a, %b, %angles) {head_size = 32 : i64, style = "half"} : (f32, f32, !angles) -> (f32, f32)
+        %c, %d = "tile.rope"(%a3, %b3, %angles) {head_size = 32 : i64, style = "half"} : (f32, f32, !angles) -> (f32, f32)
         // CHECK: "tile.append"(%{{.*}}, %{{.*}}, %{{.*}}) {bases = array<i64: 0, 16>}
         "tile.append"(%c, %d, %k) {bases = array<i64: 0, 16>} : (f32, f32, !state) -> ()
         // CHECK: "tile.publish"(%{{.*}}, %{{.*}}) {bases = array<i64: 0, 16>}

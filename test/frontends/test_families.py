@@ -9,12 +9,20 @@ import torch
 import tileir
 from test.families import CONTEXT, FAMILIES, family
 from test.models import arrays
+from tileir.dialect.attributes import get, name_of, walk
 from tileir.frontends.torch_export import export_decode, import_program
 from tileir.mlir import new_context
 from tileir.reference.graph import GraphExecutor
 
 TOKENS = 24
 TOLERANCE = 1e-4
+_COMPUTED = tuple(
+    f"graph.{n}"
+    for n in (
+        *("embedding", "linear", "rms_norm", "rope", "append", "attention", "glu", "add"),
+        *("scale", "softcap", "activate", "sample"),
+    )
+)
 
 
 def check(program: Any, weights: dict[str, np.ndarray], ids: list[int], exact: np.ndarray) -> None:
@@ -40,3 +48,42 @@ def test_family(name: str) -> None:
     with torch.no_grad():
         exact = model(torch.tensor([ids])).logits[0].numpy()
     check(export_decode(model, CONTEXT), arrays(model), ids, exact)
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if not n.startswith("rope")])
+def test_family_in_bf16(name: str) -> None:
+    """The casts of a bf16 model are no operations: it becomes the same ones as in fp32."""
+    exact, rounded = (operations(model) for model in (family(name), family(name).bfloat16()))
+    assert [n for n, _ in exact] == [n for n, _ in rounded]
+    for (_, one), (_, other) in zip(exact, rounded, strict=True):
+        assert one is None or abs(other / one - 1) < 1e-2
+
+
+def operations(model: Any) -> list[tuple[str, float | None]]:
+    """(name, scale) of what a model becomes."""
+    context = new_context()
+    module = import_program(export_decode(model, CONTEXT), context)
+    return [(name_of(o), get(o, "scale")) for o in walk(module, *_COMPUTED)]
+
+
+@pytest.mark.parametrize("name", ["olmo2", "gemma2", "granite", "phi3", "llama biases"])
+def test_family_on_two_gpus(name: str) -> None:
+    """What stands between a linear and its sum is not cut; partial sums are plain."""
+    model = family(name)
+    ids = np.random.default_rng(4).integers(0, model.config.vocab_size, 6).tolist()
+    with torch.no_grad():
+        exact = model(torch.tensor([ids])).logits[0].numpy()
+    package = tileir.compile(
+        export_decode(model, CONTEXT), target="virtual", devices=2, placement="tensor-parallel"
+    )
+    assert error(package.load(arrays(model), "reference").logits(ids), exact) < TOLERANCE
+
+
+def test_many_layers() -> None:
+    """126 layers have as many bodies as three."""
+    bodies = []
+    for layers in (3, 126):
+        model = family("llama", num_hidden_layers=layers, num_attention_heads=2)
+        package = tileir.compile(export_decode(model, CONTEXT), target="virtual")
+        bodies.append(package.engine_text.count('"engine.body"'))
+    assert bodies[0] == bodies[1] > 0

@@ -380,3 +380,20 @@ module attributes {tileir.level = "graph"} {
     return %tokens : !p
   }
 }
+
+// -----
+
+!p = tensor<?xi32>
+!x = tensor<?x32xbf16>
+!w = tensor<32x32xbf16>
+module attributes {tileir.level = "graph"} {
+  func.func @step(%tokens: !p, %positions: !p) -> !p {
+    %w = "graph.weight"() {sym_name = "w"} : () -> !w
+    %x = "graph.embedding"(%w, %tokens) {scale = 1.0 : f64} : (!w, !p) -> !x
+    // expected-error @+1 {{graph.activate follows no linear: it reads a graph.embedding}}
+    %y = "graph.activate"(%x) {activation = "relu"} : (!x) -> !x
+    %l = "graph.linear"(%y, %w) : (!x, !w) -> !x
+    %t = "graph.sample"(%l) {kind = "argmax"} : (!x) -> !p
+    return %t : !p
+  }
+}

@@ -134,3 +134,21 @@ module attributes {tileir.level = "graph", tileir.context = 16 : i64, tileir.voc
     return %t : !p
   }
 }
+
+// -----
+
+!p = tensor<?xi32>
+!x = tensor<?x24xbf16>
+!w = tensor<24x24xbf16>
+module attributes {tileir.level = "graph", tileir.context = 16 : i64, tileir.vocabulary = 24 : i64} {
+  func.func @step(%tokens: !p, %positions: !p) -> !p {
+    %w = "graph.weight"() {sym_name = "w"} : () -> !w
+    %x = "graph.embedding"(%w, %tokens) {scale = 1.0 : f64} : (!w, !p) -> !x
+    %a = "graph.linear"(%x, %w) : (!x, !w) -> !x
+    // expected-error @+1 {{a sum of 24 values}}
+    %y = "graph.add"(%a, %x) : (!x, !x) -> !x
+    %l = "graph.linear"(%y, %w) : (!x, !w) -> !x
+    %t = "graph.sample"(%l) {kind = "argmax"} : (!x) -> !p
+    return %t : !p
+  }
+}

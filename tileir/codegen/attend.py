@@ -124,14 +124,23 @@ class Attend:
         """The softmax state to begin with: the step's own row for one lane group of split 0."""
         k = self.k
         base = self.groups * self.size * 2
-        key, value = self._row(base), self._row(base + self.size * 2)
-        mine = b.both(wanted, b.ult(k.tid, self.lanes))
-        state = []
-        for query in self._queries():
-            score = self._score(query, key)
-            state += [b.select(mine, score, LOWEST), b.select(mine, b.const(1.0, "f32"), 0.0)]
-            state += [b.select(mine, v, 0.0) for v in value]
-        return state
+        one, none = b.const(1.0, "f32"), b.const(0.0, "f32")
+
+        def own() -> list[Value]:
+            key, value = self._row(base), self._row(base + self.size * 2)
+            mine = b.ult(k.lane, self.lanes)
+            state = []
+            for query in self._queries():
+                score = b.select(mine, self._score(query, key), LOWEST)
+                state += [score, b.select(mine, one, 0.0), *(b.select(mine, v, 0.0) for v in value)]
+            return state
+
+        def nothing() -> list[Value]:
+            return [b.const(LOWEST, "f32"), *[none] * 9] * self.groups
+
+        # Only one warp has work: the others' would take its turns.
+        types = ["f32"] * 10 * self.groups
+        return b.if_(b.both(wanted, b.eq(k.warp, 0)), own, nothing, types)
 
     def _old_rows(
         self, split: Value, state: list[Value], slot: Value, parity: Value
@@ -149,16 +158,24 @@ class Attend:
             half = ring.slot_bytes // 2
             key, value = (b.load("vector<4xi32>", b.at(at, None, o), 16) for o in (0, half))
             k.release(ring, slot)
-            valid = b.ult(place, rows - n * per_slot)
-            # What lies in the slot beyond the split's rows may be anything, NaN included.
-            nothing = b.vec(*[b.const(0)] * 4)
-            key_values, values = _values(key), _values(b.select(valid, value, nothing))
-            new = []
-            # Queries are read again for every slot: kept, they would not fit the registers.
-            for g, query in enumerate(self._queries()):
-                score = b.select(valid, self._score(query, key_values), LOWEST)
-                new += _absorb(state[10 * g : 10 * g + 10], score, valid, values)
-            return [*new, *k.advance(ring, slot, parity)]
+            left = rows - n * per_slot
+
+            def absorb() -> list[Value]:
+                valid = b.ult(place, left)
+                # What lies in the slot beyond the split's rows may be anything, NaN included.
+                nothing = b.vec(*[b.const(0)] * 4)
+                key_values, values = _values(key), _values(b.select(valid, value, nothing))
+                new = []
+                # Queries are read again for every slot: kept, they would not fit the registers.
+                for g, query in enumerate(self._queries()):
+                    score = b.select(valid, self._score(query, key_values), LOWEST)
+                    new += _absorb(state[10 * g : 10 * g + 10], score, valid, values)
+                return new
+
+            types = ["f32"] * len(state)
+            some = b.negate(b.vote_all(b.uge(place, left)))
+            state = b.if_(some, absorb, lambda: state, types)
+            return [*state, *k.advance(ring, slot, parity)]
 
         slots = (rows + (per_slot - 1)) // per_slot
         return b.for_(b.const(0), slots, [*state, slot, parity], a_slot)
@@ -168,12 +185,24 @@ class Attend:
         k = self.k
         row = b.at(k.smem, k.warp * (self.groups * self.part_row))
         mine_at = b.at(row, self._chunk * 32)
+
+        def join() -> list[Value]:
+            joined = []
+            for g in range(self.groups):
+                mine = state[10 * g : 10 * g + 10]
+                distance = self.lanes
+                while distance < 32:
+                    mine = _join(mine, [b.shuffle_xor(v, distance) for v in mine])
+                    distance *= 2
+                joined += mine
+            return joined
+
+        # A warp without rows has nothing to join.
+        weights = b.tree([state[10 * g + 1] for g in range(self.groups)], b.fmax)
+        some = b.negate(b.vote_all(b.eq_float(weights, 0.0)))
+        state = b.if_(some, join, lambda: state, ["f32"] * len(state))
         for g in range(self.groups):
             mine = state[10 * g : 10 * g + 10]
-            distance = self.lanes
-            while distance < 32:
-                mine = _join(mine, [b.shuffle_xor(v, distance) for v in mine])
-                distance *= 2
             top, weight, *sums = mine
             at = k.plan.part_offset + g * self.part_row
             # Lanes of other groups hold the same values; those beyond the row, what the last lane of it holds.

@@ -57,6 +57,7 @@ def _compare(predicate: str) -> Callable[[Value, Any], Value]:
 
 
 eq, ne, ult, uge = (_compare(p) for p in ("eq", "ne", "ult", "uge"))
+eq_float = _operator(None, partial(arith.cmpf, arith.CmpFPredicate.OEQ))
 umin = _operator(arith.minui)
 umax = _operator(arith.maxui)
 fmax = _operator(None, arith.maximumf)

@@ -20,6 +20,7 @@ from tileir.passes.dataflow import (
     row_size,
     step_function,
 )
+from tileir.passes.graph_fuse import ELEMENTWISE
 from tileir.passes.segments import LINEARS, weight_of
 from tileir.scheduling.cost import ELEMENT_BYTES, usual_rows
 from tileir.scheduling.placement import Work, candidates
@@ -147,21 +148,22 @@ def _role(members: list[Any], linears: list[Any], devices: int) -> tuple[str, in
     feeds = [attend for op in ends for attend in _attends_behind(op)]
     if ends and _only_index(ends):
         return "index", 1
-    if feeds and all(_headed(op, devices) for op in ends):
+    whole = not linears and any(not _by_heads(op) for op in members)
+    if feeds and not whole and all(_headed(op, devices) for op in ends):
         return "heads", _units(feeds[0], devices)
     if linears and name_of(linears[0]) != "graph.expert_linear":
         before = _attend_before(linears[0].operands[0])
-        biased = len(list(linears[0].operands)) > 2
+        raw = _is_raw(linears[0])
         if before is not None and _units(before, devices) > 1:
             if name_of(linears[0]) == "graph.grouped_linear":
                 return "heads", _units(before, devices)
-            if len(linears) == 1 and not biased:
+            if len(linears) == 1 and raw:
                 return "heads sum", _units(before, devices)
         glu = next((op for op in members if name_of(op) == "graph.glu"), None)
         if glu is not None and name_of(linears[0]) == "graph.linear" and _summed(glu):
             return "columns", _columns(glu)
         source = producer(linears[0].operands[0])
-        if source is not None and name_of(source) == "graph.glu" and _summed(source) and not biased:
+        if source is not None and name_of(source) == "graph.glu" and _summed(source):
             return "columns sum", _columns(source)
     return "all", 1
 
@@ -174,8 +176,14 @@ def _summed(glu: Any) -> bool:
     """Whether a gated unit of whole tiles feeds one plain linear, whose sum can be cut with it."""
     after = readers(glu.results[0])
     rows = row_size(glu.results[0])
-    plain = [r for r in after if name_of(r) == "graph.linear" and len(list(r.operands)) == 2]
+    plain = [r for r in after if name_of(r) == "graph.linear" and _is_raw(r)]
     return len(after) == len(plain) == 1 and rows % HALF_ROWS == 0
+
+
+def _is_raw(linear: Any) -> bool:
+    """Whether partial sums of a linear can be added later: sums may follow, no bias and nothing else."""
+    follow = readers(linear.results[0])
+    return len(list(linear.operands)) == 2 and all(name_of(r) not in ELEMENTWISE for r in follow)
 
 
 def _attends_behind(op: Any) -> Iterator[Any]:
@@ -184,8 +192,15 @@ def _attends_behind(op: Any) -> Iterator[Any]:
         for reader in readers(value):
             if name_of(reader) in ATTENDS:
                 yield reader
-            elif name_of(reader) in BY_HEADS:
+            elif _by_heads(reader):
                 yield from _attends_behind(reader)
+
+
+def _by_heads(op: Any) -> bool:
+    """Whether an operation keeps the order of heads and treats each by itself: a norm of whole rows does not."""
+    if name_of(op) != "graph.rms_norm":
+        return name_of(op) in BY_HEADS
+    return shape_of(op.operands[1])[0] != row_size(op.results[0])
 
 
 def _headed(op: Any, devices: int) -> bool:
@@ -200,7 +215,7 @@ def _headed(op: Any, devices: int) -> bool:
                     return False
                 if _units(reader, devices) == 1:
                     return False
-            elif name not in BY_HEADS or not _headed(reader, devices):
+            elif not _by_heads(reader) or not _headed(reader, devices):
                 return False
     return True
 

@@ -529,6 +529,12 @@ class _Builder:
         assert name == "graph.add", name
         (other,) = [value for value in op.operands if value in self.where]
         channel, offset = self._place(other)
+        if offset + run.outputs > prod(static_shape(channel)[1:]):
+            raise TileirError(
+                f"a sum of {run.rows} values",
+                location=located(op),
+                hint=f"what is added behind a linear has a multiple of {TILE_ROWS} values: choose such a hidden size",
+            )
         return self._same("tile.residual", values, channel, bases=[offset + b for b in bases])
 
     def _same(self, name: str, values: list[Any], *operands: Any, **facts: Any) -> list[Any]:
