@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Self
 
 from tileir.codegen.kernel import MAILBOX_TOKENS, MARKS, REPORT_BYTES, REPORT_OFFSET, WAIT_CODES
 from tileir.codegen.plan import Plan, read_plan
@@ -20,6 +21,7 @@ from tileir.target import find_target
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+_LEAST = {"tokens": 1, "sequences": 1, "page": 0, "pages": 0, "devices": 1}
 Progress = Callable[[str, float], None]
 
 # Order matters: each pass refines what the one before it decided (docs/journey.md).
@@ -65,6 +67,22 @@ class Options:
         text = PIPELINE.format(**facts | {"placement": f'"{self.placement}"'})
         return _insert(text, self.insert) if self.insert else text
 
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Self:
+        """The options of these names. Raises TileirError for a name, or a value, that there is not."""
+        names = [f.name for f in fields(cls)]
+        for name, value in given.items():
+            if name not in names:
+                near = [f"did you mean {n!r}? " for n in get_close_matches(name, names, n=1)]
+                hint = f"{''.join(near)}options: {', '.join(names)}"
+                raise TileirError(f"unknown option {name!r}", hint=hint)
+            least = _LEAST.get(name)
+            if least is not None and (not isinstance(value, int) or value < least):
+                raise TileirError(
+                    f"option {name!r} is {value!r}", hint=f"a whole number, {least} or more"
+                )
+        return cls(**given)
+
 
 def compile(
     program: "ExportedProgram", *, progress: Progress | None = None, **options: Any
@@ -79,6 +97,7 @@ def compile(
     Raises TileirError for an operation that nothing takes, with its node and source line, and for a model that does not
     fit the target; PipelineError for `insert`.
     """
+    find_target(Options.read(options).target)
     clock = _Clock(progress)
     context = new_context()
     with context, ir.Location.unknown():
@@ -95,8 +114,14 @@ def compile_module(module: Any, *, progress: Progress | None = None, **options: 
     Needs the module's context to be current. options, progress and errors as `compile`'s; ContractError for a module of
     another level.
     """
-    asked = Options(**options)
+    asked = Options.read(options)
     target = find_target(asked.target)
+    if get(module, "tileir.context") == 0:
+        raise TileirError(
+            "the program writes no KV cache: it is no decode step",
+            hint="caches are buffers [1, kv heads, context, head size] that forward writes with index_copy_ at "
+            "positions; export_decode makes such a program of a transformers model",
+        )
     run_pipeline(module, asked.pipeline, on_pass=progress)
     clock = _Clock(progress)
     plans = [read_plan(device, target) for device in walk(module, "engine.device")]
@@ -141,7 +166,7 @@ def stop_at(program: "ExportedProgram", stop: str, after: set[str], **options: A
         from tileir.frontends.torch_export import import_program
 
         module = import_program(program, context)
-        asked = Options(**options)
+        asked = Options.read(options)
         passes = asked.pipeline.removeprefix("builtin.module(")[:-1]
         cut = {"graph": "tile-graph", "tile": "outline-stages"}.get(stop)
         if cut is not None:

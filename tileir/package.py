@@ -10,10 +10,13 @@ A package is a folder or a zip file:
 
 import hashlib
 import json
+import reprlib
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +26,12 @@ SCHEMA = 3
 MANIFEST = "manifest.json"
 ENGINE, PACKING, PTX = "engine.mlir", "packing.json", "device_0.ptx"
 _KNOWN = (ENGINE, PACKING, PTX)
+# Parts of a manifest that every device reads.
+_PARTS = ("target", "context", "vocabulary", "memory", "table", "bodies", "row_bodies", "hashes")
+_UNREADABLE = (
+    *(OSError, KeyError, ValueError, RuntimeError, EOFError, OverflowError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
 
 
 class Session(Protocol):
@@ -96,7 +105,13 @@ class Package:
                     archive.writestr(name, data)
             part.replace(path)
         except OSError as error:
-            raise PackageError(f"cannot write {path}: {error.strerror}") from None
+            raise PackageError(
+                f"cannot write {path}: {error.strerror}",
+                hint="name a folder that exists, may be written and has room",
+            ) from None
+        finally:
+            # Ctrl-C comes here too.
+            part.unlink(missing_ok=True)
         return path
 
     def summary(self) -> str:
@@ -155,13 +170,24 @@ def _has_gpu() -> bool:
 
 def check_prompt(ids: Sequence[int], new: int, vocabulary: int, context: int) -> list[int]:
     """The ids as a list. Raises TileirError if a session cannot take them."""
-    ids = [int(i) for i in ids]
+    try:
+        ids = [index(i) for i in ids]
+    except TypeError:
+        raise TileirError(
+            f"the prompt is {reprlib.repr(ids)}",
+            hint="token ids are whole numbers; encode text first: tokenizer.encode(text).ids",
+        ) from None
     if not ids:
         raise TileirError("the prompt is empty", hint="give at least one token id")
     bad = next((i for i in ids if not 0 <= i < vocabulary), None)
     if bad is not None:
-        raise TileirError(f"token id {bad} is outside 0 … {vocabulary - 1}")
-    if new < 0 or len(ids) + max(new - 1, 0) > context:
+        raise TileirError(
+            f"token id {bad} is outside 0 … {vocabulary - 1}",
+            hint="use the tokenizer of the model that was compiled",
+        )
+    if new < 0:
+        raise TileirError(f"max_new_tokens is {new}", hint="0 or more")
+    if len(ids) + max(new - 1, 0) > context:
         raise TileirError(
             f"a prompt of {len(ids)} tokens and {new} new ones do not fit the context of {context}",
             hint="shorten them, or export with a larger max_context",
@@ -190,28 +216,47 @@ def load_package(path: str | Path) -> Package:
         raise PackageError(f"no package at {path}", hint="tileir compile MODEL -o PATH writes one")
     try:
         found = _read_folder(path) if path.is_dir() else _read_zip(path)
+        if MANIFEST not in found:
+            raise ValueError(f"it holds no {MANIFEST}")
         manifest = json.loads(found.pop(MANIFEST))
-    except (
-        OSError,
-        KeyError,
-        ValueError,
-        zipfile.BadZipFile,
-        zlib.error,
-        RuntimeError,
-        EOFError,
-    ) as error:
-        raise PackageError(f"{path} is no package: {error}", hint="compile it again") from None
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+    except _UNREADABLE as error:
+        said = error.strerror if isinstance(error, OSError) else error
         raise PackageError(
-            f"{path} has a schema that this version does not read",
-            hint=f"this version reads schema {SCHEMA}: compile the model again",
-        )
-    for name, digest in manifest.get("hashes", {}).items():
-        if name not in found or hashlib.sha256(found[name]).hexdigest() != digest:
-            raise PackageError(f"{path}: {name} is missing or damaged", hint="compile it again")
-    if ENGINE not in found or PACKING not in found:
-        raise PackageError(f"{path}: {ENGINE} or {PACKING} is missing", hint="compile it again")
+            f"{path} is no package: {said}",
+            hint="name what `tileir compile MODEL -o PATH` wrote; if it is damaged, copy it again or compile it again",
+        ) from None
+    _check_schema(path, manifest)
+    for name in (ENGINE, PACKING, *manifest["hashes"], *found):
+        if name not in found:
+            raise PackageError(
+                f"{path}: {name} is missing", hint="copy the package again, or compile it again"
+            )
+        if hashlib.sha256(found[name]).hexdigest() != manifest["hashes"].get(name):
+            raise PackageError(
+                f"{path}: {name} is damaged: it is not what the manifest's hash says",
+                hint="copy the package again, or compile it again",
+            )
     return Package(manifest, found)
+
+
+def _check_schema(path: Path, manifest: Any) -> None:
+    """Raises PackageError for a manifest of another schema, or with parts missing."""
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise PackageError(
+            f"{path} has schema {schema}: a newer tileir wrote it; this version reads schema {SCHEMA}",
+            hint="update tileir, or compile the model again with this version",
+        )
+    if schema != SCHEMA:
+        raise PackageError(
+            f"{path} has schema {schema}; this version reads schema {SCHEMA}",
+            hint="compile the model again",
+        )
+    lacking = [name for name in _PARTS if name not in manifest]
+    if lacking or not isinstance(manifest["hashes"], dict):
+        raise PackageError(
+            f"{path}: {MANIFEST} lacks {', '.join(lacking) or 'hashes'}", hint="compile it again"
+        )
 
 
 def _read_folder(path: Path) -> dict[str, bytes]:

@@ -3,7 +3,6 @@
 from math import prod
 from typing import Any
 
-import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
@@ -17,6 +16,7 @@ from tileir.frontends.torch_export.experts import (
     match_weighted_sum,
 )
 from tileir.frontends.torch_export.latents import Latents, match_indexer, match_latents
+from tileir.frontends.torch_export.mistakes import check_inputs, check_program
 from tileir.frontends.torch_export.nodes import behind, module_path, op_name, refuse, shape
 from tileir.frontends.torch_export.patterns import Mask, match_mask
 from tileir.frontends.torch_export.rows import Rows
@@ -31,6 +31,7 @@ def import_program(program: ExportedProgram, context: Any) -> Any:
     tileir's dialects. The module's function returns what graph.sample makes of each output; its attributes say context
     and vocabulary. Raises TileirError for a node that nothing takes.
     """
+    check_program(program)
     with context, ir.Location.unknown():
         return _Importer(program).run()
 
@@ -76,11 +77,7 @@ class _Importer(Rows):
         names = self.program.graph_signature.user_inputs
         nodes = {n.name: n for n in self.program.graph.nodes if n.op == "placeholder"}
         found = [nodes[n] for n in names if n in nodes]
-        if len(found) != 2 or any(torch.Size(shape(n)).numel() != 1 for n in found):
-            raise TileirError(
-                f"the program takes inputs of {[shape(n) for n in found]}",
-                hint="export forward(input_ids [1, 1], positions [1]); the compiler adds tokens a step",
-            )
+        check_inputs(self.program, found)
         return found
 
     def _logits(self) -> list[Node]:

@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 
 from tileir.errors import TileirError
 from tileir.frontends.torch_export.frequencies import settled_frequencies
+from tileir.frontends.torch_export.mistakes import check_model, exporting, reading
 from tileir.frontends.torch_export.steps import DecodeStep, DraftStep, capped
 
 SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -51,6 +52,7 @@ def _export(
     _check(model, max_context)
     mode = _fake_mode(model)
     with (
+        exporting(type(model).__name__),
         settled_frequencies(max_context, model, *others),
         _chosen_kernels(model, *others),
         _no_grad_switches(model, *others),
@@ -75,7 +77,8 @@ def load_hf(folder: str | Path) -> Any:
         raise TileirError(
             f"{folder} holds no config.json", hint="name a folder that save_pretrained has written"
         )
-    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    with reading(folder):
+        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     return model.eval().requires_grad_(False)
 
 
@@ -129,6 +132,12 @@ def _fake_mode(model: Any) -> Any:
 
 
 def _check(model: Any, max_context: int) -> None:
+    if not hasattr(getattr(model, "config", None), "num_attention_heads"):
+        raise TileirError(
+            f"{type(model).__name__} is no transformers causal language model",
+            hint="export your own module with torch.export and pass the program to tileir.compile",
+        )
+    check_model(model)
     if model.training:
         raise TileirError("the model is in training mode", hint="call model.eval() first")
     dtype = next(iter(model.parameters())).dtype
@@ -136,14 +145,9 @@ def _check(model: Any, max_context: int) -> None:
         raise TileirError(
             f"the model's dtype is {dtype}", hint="float32, bfloat16 and float16 work"
         )
-    if not hasattr(getattr(model, "config", None), "num_attention_heads"):
+    if not isinstance(max_context, int) or max_context < 1:
         raise TileirError(
-            f"{type(model).__name__} is no transformers causal language model",
-            hint="export your own module with torch.export and pass the program to tileir.compile",
-        )
-    if max_context < 1:
-        raise TileirError(
-            f"max_context is {max_context}", hint="a context has at least one position"
+            f"max_context is {max_context!r}", hint="a context has at least one position"
         )
 
 

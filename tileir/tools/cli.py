@@ -1,10 +1,10 @@
-"""The `tileir` command: compile, run, inspect."""
+"""The `tileir` command: compile, run, inspect, models."""
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import closing
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,19 +16,73 @@ import tileir
 from tileir.errors import TileirError
 from tileir.passes.registry import NAMES
 from tileir.target import find_target
+from tileir.tools.messages import report, usage
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Compile decode steps to one persistent GPU kernel, and run them.",
+EXITS = (
+    "Exit status: 0 all went well; 1 a mistake or a limit, told as `error:` and `hint:` on stderr; "
+    "2 a command line that makes no sense; 130 interrupted by Ctrl-C. "
+    "`tileir --install-completion` lets your shell complete commands and options."
 )
 STAGES = ("graph", "tile", "engine", "nvvm", "ptx")
 
+app = typer.Typer(
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Compile decode steps to one persistent GPU kernel, and run them.",
+    epilog=EXITS,
+)
 
-@app.command(name="compile")
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="print results and errors only")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command's entry; ends with SystemExit, whose code `tileir --help` explains."""
+    argv = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # Text of models is UTF-8, whatever the locale says.
+        stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+    try:
+        status = app(argv or ["--help"], prog_name="tileir", standalone_mode=False)
+    except (TileirError, typer.TyperException, typer.Abort) as error:
+        status = report(error)
+    except KeyboardInterrupt:
+        status = 130
+    if status == 130:
+        print("interrupted", file=sys.stderr)
+    sys.exit(status or 0)
+
+
+def _examples(*commands: str) -> str:
+    return "\n\n".join(["Examples:", *(f"`{command}`" for command in commands)])
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"tileir {tileir.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Compile decode steps to one persistent GPU kernel, and run them."""
+
+
+@app.command(
+    name="compile",
+    epilog=_examples(
+        "tileir compile ./SmolLM2 -o smol.tileir",
+        "tileir compile ./SmolLM2 --target virtual --max-context 512",
+        "tileir compile ./SmolLM2 --emit tile > tile.mlir",
+    ),
+)
 def compile_command(
     model: Annotated[Path, typer.Argument(help="a Hugging Face folder")],
-    output: Annotated[Path, typer.Option("-o", help="where the package goes")] = Path(
+    output: Annotated[Path, typer.Option("-o", "--output", help="where the package goes")] = Path(
         "model.tileir"
     ),
     target: Annotated[str, typer.Option(help="h100, h200 or virtual")] = "h100",
@@ -38,28 +92,32 @@ def compile_command(
     page: Annotated[int, typer.Option(min=0, help="rows of a KV page; 0: no pages")] = 0,
     devices: Annotated[int, typer.Option(min=1, help="GPUs")] = 1,
     placement: Annotated[str, typer.Option(help="how GPUs share the work; else the cheapest")] = "",
-    print_candidates: Annotated[bool, typer.Option(help="print what placements cost")] = False,
+    print_candidates: Annotated[
+        bool, typer.Option("--print-candidates", help="print what placements cost")
+    ] = False,
     emit: Annotated[str, typer.Option(help=f"print one stop instead: {', '.join(STAGES)}")] = "",
     print_ir_after: Annotated[
         list[str] | None, typer.Option(help="print the IR after a pass")
     ] = None,
+    quiet: Quiet = False,
 ) -> None:
-    """Compile a model: tileir compile ./SmolLM2 -o smol.tileir --target h100."""
+    """Compile a model into a package, without its weights; needs no GPU."""
     _check_names("stop", [emit] if emit else [], STAGES)
     _check_names("pass", print_ir_after or [], NAMES)
     find_target(target)
-    if not output.absolute().parent.is_dir():
-        raise TileirError(f"no folder {output.parent}", hint="make it, or name another with -o")
+    prints = bool(emit or print_ir_after)
+    if not prints:
+        _check_output(output)
     from tileir.frontends.torch_export import export_decode, load_hf
 
     warnings.simplefilter("ignore", FutureWarning)  # torch.export's, about itself
-    console = Console(stderr=True, highlight=False)
+    console = Console(file=sys.stderr, highlight=False, quiet=quiet)
     with console.status("exporting"):
         program = export_decode(load_hf(model), max_context)
     options: dict[str, Any] = {"target": target, "tokens": tokens, "sequences": sequences}
     options |= {"page": page, "devices": devices, "placement": placement}
     options["print_candidates"] = print_candidates
-    if emit or print_ir_after:
+    if prints:
         from tileir.compiler import stop_at
 
         print(stop_at(program, emit or "engine", set(print_ir_after or ()), **options))
@@ -68,47 +126,92 @@ def compile_command(
         program, progress=lambda n, s: console.print(f"  {n:20} {s:6.2f} s"), **options
     )
     path = package.save(output)
-    print(f"{package.summary()}\nwrote {path} ({path.stat().st_size / 1024:.0f} KB)")
+    if not quiet:
+        print(f"{package.summary()}\nwrote {path} ({path.stat().st_size / 1024:.0f} KB)")
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        'tileir run smol.tileir --weights ./SmolLM2 --prompt "Once upon a time"',
+        'tileir run smol.tileir --weights ./SmolLM2 --chat --prompt "What is gravity?"',
+        "tileir run smol.tileir --weights ./SmolLM2 --chat",
+    )
+)
 def run(
     package: Annotated[Path, typer.Argument(help="a compiled package")],
     weights: Annotated[Path, typer.Option(help="a folder with safetensors and tokenizer.json")],
-    prompt: Annotated[str, typer.Option(help="text to go on from")],
+    prompt: Annotated[
+        str | None, typer.Option(help="text to go on from; without it, --chat asks you")
+    ] = None,
     chat: Annotated[
-        bool, typer.Option(help="put the prompt into the model's chat template")
+        bool, typer.Option("--chat", help="use the model's chat template, turn by turn")
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="how many tokens at most")] = 128,
     device: Annotated[str, typer.Option(help="auto, cuda:N, reference or reference-bf16")] = "auto",
+    quiet: Quiet = False,
 ) -> None:
-    """Generate text: tileir run smol.tileir --weights ./SmolLM2 --prompt "Once upon"."""
-    from tileir.tools.text import Streamer, load_tokenizer
+    """Generate text, or talk with a model; text appears as it is made."""
+    if prompt is None and not chat:
+        raise usage("run needs --prompt TEXT, or --chat to talk")
+    from tileir.tools.talk import Talker
 
     loaded = tileir.load_package(package)
-    tokenizer = load_tokenizer(weights)
-    if chat:
-        from tileir.frontends.torch_export.chat import render_chat
-
-        prompt = render_chat(weights, prompt)
-    ids = tokenizer.encode(prompt).ids
-    streamer = Streamer(tokenizer)
-    with closing(loaded.load(weights, device=device)) as session:
-        # Closed first, also on Ctrl-C: a kernel that still runs must end before its memory is given back.
-        with closing(session.generate(ids, max_new_tokens, stop_ids=_stop_ids(weights))) as tokens:
-            for token in tokens:
-                print(streamer.push(token), end="", flush=True)
-        print(streamer.rest())
+    talker = Talker(loaded, weights, max_new_tokens, chat=chat)
+    if prompt is not None:
+        talker.check(prompt)
+    with talker.on(device):
+        if prompt is None:
+            talker.talk(quiet=quiet)
+        else:
+            talker.say(prompt)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "tileir inspect smol.tileir",
+        "tileir inspect smol.tileir --context 500 --json",
+        "tileir inspect smol.tileir --manifest",
+    )
+)
 def inspect(
     package: Annotated[Path, typer.Argument(help="a compiled package")],
-    as_json: Annotated[bool, typer.Option("--json", help="the whole manifest")] = False,
+    context: Annotated[
+        int | None, typer.Option(min=0, help="positions held, for the prediction; else all")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="the same numbers as JSON")] = False,
+    manifest: Annotated[bool, typer.Option("--manifest", help="the whole manifest")] = False,
 ) -> None:
-    """Say what a package holds: tileir inspect smol.tileir."""
+    """Say what a package holds, and what a token of it costs to read."""
+    if as_json and manifest:
+        raise usage("--json and --manifest: name one")
     loaded = tileir.load_package(package)
-    print(json.dumps(loaded.manifest, indent=1) if as_json else loaded.summary())
+    if manifest:
+        print(json.dumps(loaded.manifest, indent=1))
+        return
+    from tileir.tools.figures import figures, table_of
+
+    found = figures(loaded, context)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    for what, how_much in table_of(found):
+        print(f"{what:10} {how_much}")
+
+
+@app.command(epilog=_examples("tileir models", "tileir models --json"))
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="the table as JSON")] = False,
+) -> None:
+    """List the model families that are known to compile, and the devices that run them."""
+    from dataclasses import asdict
+
+    from tileir.tools.models import FAMILIES
+
+    if as_json:
+        print(json.dumps([asdict(family) for family in FAMILIES], indent=1))
+        return
+    for f in FAMILIES:
+        print(f"{f.name:14} {f.transformers_class:24} {f.device:11} {f.special}".rstrip())
 
 
 def _check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
@@ -120,25 +223,14 @@ def _check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
             raise TileirError(f"unknown {kind} {name!r}", hint=f"{guess}known: {', '.join(known)}")
 
 
-def _stop_ids(folder: Path) -> list[int]:
-    """End-of-sequence ids of the folder's configs."""
-    found: Any = None
-    for name in ("generation_config.json", "config.json"):
-        path = folder / name
-        if found is None and path.is_file():
-            found = json.loads(path.read_text()).get("eos_token_id")
-    return [found] if isinstance(found, int) else list(found or ())
-
-
-def main() -> None:
-    """The command's entry: a user's mistake is a message on stderr and status 1."""
-    try:
-        app()
-    except TileirError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+def _check_output(path: Path) -> None:
+    """Raises TileirError, before minutes of work, if a package could not be written there."""
+    if path.is_dir():
+        raise TileirError(f"{path} is a folder", hint="name a file, such as model.tileir")
+    if not path.absolute().parent.is_dir():
+        raise TileirError(f"no folder {path.parent}", hint="make it, or name another with -o")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise TileirError(f"{path.parent} cannot be written", hint="name another folder with -o")
 
 
 if __name__ == "__main__":

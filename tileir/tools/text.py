@@ -7,7 +7,7 @@ from tileir.errors import TileirError
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The `tokenizers.Tokenizer` of a Hugging Face folder. Raises TileirError if there is none."""
+    """The `tokenizers.Tokenizer` of a Hugging Face folder. Raises TileirError if there is none, or none that reads."""
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
@@ -15,7 +15,10 @@ def load_tokenizer(folder: Path) -> Any:
         raise TileirError(
             f"{folder} holds no tokenizer.json", hint="save the tokenizer beside the weights"
         )
-    return Tokenizer.from_file(str(path))
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # what the bindings raise has no other class
+        raise TileirError(f"{path} is no tokenizer: {error}", hint="copy it again") from None
 
 
 class Streamer:

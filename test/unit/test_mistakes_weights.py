@@ -1,0 +1,103 @@
+"""Mistakes with weights: tensors that do not fit the package, and files that are damaged."""
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tileir
+from test.mistakes import Act, Mistake, check, tensors, write_model
+
+NORM, Q = "model.norm.weight", "model.layers.1.self_attn.q_proj.weight"
+RUN = ["tileir", "run", "m.tileir", "--weights", "model", "--prompt", "ab"]
+RUN += ["--device", "reference", "--max-new-tokens", "2"]
+
+
+def tensor(name: str, array: np.ndarray | None, **others: np.ndarray) -> Callable[[Path], Act]:
+    """Another tensor in the file, or none."""
+
+    def prepare(folder: Path) -> Act:
+        write_model(folder / "model", **{name: array}, **others)
+        return lambda: tileir.load_package(folder / "m.tileir").load(folder / "model", "reference")
+
+    return prepare
+
+
+def file(change: Callable[[bytes], bytes]) -> Callable[[Path], Act]:
+    """The safetensors file changed."""
+
+    def prepare(folder: Path) -> Act:
+        path = folder / "model" / "model.safetensors"
+        path.write_bytes(change(path.read_bytes()))
+        return RUN
+
+    return prepare
+
+
+def header(change: Callable[[dict[str, dict[str, object]]], object]) -> Callable[[Path], Act]:
+    """The file's header changed, its length with it."""
+
+    def rewrite(data: bytes) -> bytes:
+        (length,) = struct.unpack("<Q", data[:8])
+        entries = json.loads(data[8 : 8 + length])
+        change(entries)
+        text = json.dumps(entries).encode()
+        return struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+    return file(rewrite)
+
+
+def index(text: str) -> Callable[[Path], Act]:
+    """An index beside the file."""
+
+    def prepare(folder: Path) -> Act:
+        (folder / "model" / "model.safetensors.index.json").write_text(text)
+        return RUN
+
+    return prepare
+
+
+def gone(folder: Path) -> Act:
+    (folder / "model" / "model.safetensors").unlink()
+    return RUN
+
+
+def renamed() -> Callable[[Path], Act]:
+    return tensor(Q, None, **{Q.replace("q_proj", "q_pro"): tensors()[Q]})
+
+
+def wrong(array: np.ndarray, dtype: str) -> np.ndarray:
+    return (array * 100).astype(dtype)
+
+
+ROWS = [
+    Mistake("missing tensor", renamed(), (Q, "q_pro.weight", "near")),
+    Mistake("whole numbers", tensor(Q, wrong(tensors()[Q], "int8")), (Q, "I8", "supported", "BF16")),
+    Mistake("truncated file", file(lambda d: d[:-7]), ("model.safetensors", "truncated", "again")),
+    Mistake("header cut short", file(lambda d: d[:20]), ("model.safetensors", "safetensors", "again")),
+    Mistake("length of the header flipped", file(lambda d: d[:5] + b"\x10" + d[6:]), ("model.safetensors", "again")),
+    Mistake("brace of the header flipped", file(lambda d: d[:8] + b"[" + d[9:]), ("model.safetensors", "again")),
+    Mistake("empty file", file(lambda d: b""), ("model.safetensors", "again")),
+    Mistake("a page of a web site", file(lambda d: b"<!DOCTYPE html>" * 40), ("model.safetensors", "again")),
+    Mistake("size of a tensor changed", header(lambda e: e[Q].update(shape=[64, 60])), (Q, "again")),
+    Mistake("missing shard", index(json.dumps({"weight_map": {NORM: "a-1-of-2.safetensors"}})),
+            ("model", "a-1-of-2.safetensors", "copy")),
+    Mistake("index that is no JSON", index("<html>"), ("index.json", "index", "again")),
+    Mistake("index without a map", index("{}"), ("index.json", "index", "again")),
+    Mistake("folder without weights", gone, ("model", "model.safetensors")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_mistake(
+    row: Mistake,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    check(row, folder, capsys, monkeypatch)
