@@ -12,9 +12,10 @@ import hashlib
 import json
 import reprlib
 import struct
+import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import index
 from pathlib import Path
@@ -133,24 +134,38 @@ class Package:
             )
         return "\n".join(lines)
 
-    def load(self, weights: str | Path | Mapping[str, Any], device: str = "auto") -> Session:
-        """A session on a device, with weights from a folder of safetensors or a mapping of arrays.
+    def load(
+        self,
+        weights: str | Path | Mapping[str, Any],
+        device: str = "auto",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Session:
+        """A session on a device, with weights from disk or from a mapping of arrays.
 
-        weights: tensors by the names of the exported state dict, of its shapes; f32, bf16 or f16, rounded to bf16 where
-        the kernel streams them. device: "auto" (a GPU if there is one that fits, else "reference"), "cuda:N",
-        "reference" (fp32 arithmetic), "reference-bf16" (the kernel's rounding). Raises PackageError for weights that do
-        not fit, DeviceError for a device that is not there.
+        weights: a folder or a file of safetensors, a GGUF file, or arrays, by the names and of the shapes of the
+        exported state dict; f32, bf16 or f16, rounded to bf16 where the kernel streams them. All names and shapes are
+        checked before anything is loaded; unused tensors are warned of. device: "auto" (a GPU if there is one
+        that fits, else "reference"), "cuda:N", "reference" (fp32 arithmetic), "reference-bf16" (the kernel's rounding).
+        progress: called with the values read so far, and with those of all tensors. Raises PackageError for weights
+        that do not fit or hold NaN, DeviceError for a device that is not there.
         """
-        from tileir.runtime.weights import Weights
+        from tileir.runtime.reading import Reading
+        from tileir.runtime.weights import open_weights
+        from tileir.runtime.weights_check import check_weights
 
-        tensors = weights if isinstance(weights, Mapping) else Weights(Path(weights))
+        tensors = weights if isinstance(weights, Mapping) else open_weights(Path(weights))
+        shapes, unused = check_weights(self.packing, tensors)
+        if unused:
+            names = ", ".join(unused[:5]) + (", …" if len(unused) > 5 else "")
+            warnings.warn(f"{len(unused)} tensors are not used: {names}", stacklevel=2)
         if device == "auto":
             device = "cuda:0" if PTX in self.files and _has_gpu() else "reference"
+        reading = Reading(tensors, shapes, progress, check=device.startswith("reference"))
         if device in ("reference", "reference-bf16"):
             from tileir.reference.session import ReferenceSession
 
             rounding = device != "reference"
-            return ReferenceSession(self.engine_text, self.packing, tensors, rounding=rounding)
+            return ReferenceSession(self.engine_text, self.packing, reading, rounding=rounding)
         kind, _, number = device.partition(":")
         if kind != "cuda" or not (number or "0").isdigit():
             raise DeviceError(
@@ -159,7 +174,7 @@ class Package:
             )
         from tileir.runtime.session import CudaSession
 
-        return CudaSession(self, tensors, int(number or 0))
+        return CudaSession(self, reading, int(number or 0))
 
 
 def _has_gpu() -> bool:
