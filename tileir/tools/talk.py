@@ -14,7 +14,7 @@ from tileir.tools.text import Streamer, load_tokenizer
 
 Turn = dict[str, str]
 ASK = "> "
-HELP = "An empty line is nothing, /forget starts anew, /quit or Ctrl-D ends, Ctrl-C interrupts."
+HELP = "A line is a turn; /forget starts anew, /quit or Ctrl-D ends, Ctrl-C interrupts."
 
 
 class Talker:
