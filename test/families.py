@@ -50,6 +50,9 @@ _MULTIPLIERS = {
     "attention_multiplier": 0.2,
     "logits_scaling": 4.0,
 }
+_WINDOW = {"sliding_window": 6}
+# Heads of 64, of which a quarter turns.
+_WIDE = {"hidden_size": 256, "head_dim": None, "partial_rotary_factor": 0.25}
 _TIED = {"tie_word_embeddings": True}
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -67,6 +70,22 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("SmolLM3Config", {"no_rope_layers": [1, 0]}),
     "olmo2": ("Olmo2Config", {}),
     "granite": ("GraniteConfig", _MULTIPLIERS),
+    "qwen2 window": ("Qwen2Config", _WINDOW | {"use_sliding_window": True, "max_window_layers": 1}),
+    "gemma": ("GemmaConfig", {}),
+    "olmo3": ("Olmo3Config", _WINDOW | {"layer_types": _ALTERNATING}),
+    "exaone4": ("Exaone4Config", _WINDOW | {"layer_types": _ALTERNATING}),
+    "ministral": ("MinistralConfig", _WINDOW),
+    "vaultgemma": ("VaultGemmaConfig", _GEMMA),
+    "seed-oss": ("SeedOssConfig", {}),
+    "hunyuan": ("HunYuanDenseV1Config", {}),
+    "starcoder2": ("Starcoder2Config", {}),
+    "stablelm": ("StableLmConfig", _WIDE | {"use_qkv_bias": True}),
+    "stablelm parallel": ("StableLmConfig", _WIDE | {"use_parallel_residual": True}),
+    "gpt-neox": ("GPTNeoXConfig", _WIDE | {"num_key_value_heads": 4}),
+    "phi": ("PhiConfig", _WIDE),
+    "glm4": ("Glm4Config", {}),
+    "ernie4.5": ("Ernie4_5Config", {}),
+    "helium": ("HeliumConfig", {}),
     "rope linear": ("LlamaConfig", _rope("linear", factor=2.0)),
     "rope dynamic": ("LlamaConfig", _rope("dynamic", factor=2.0)),
     "rope dynamic, long": (
@@ -85,6 +104,7 @@ def family(name: str, **changes: Any) -> Any:
     import transformers
 
     kind, facts = FAMILIES[name]
-    config = getattr(transformers, kind)(**(_COMMON | facts | changes))
+    given = {n: v for n, v in (_COMMON | facts | changes).items() if n != "head_dim" or v}
+    config = getattr(transformers, kind)(**given)
     torch.manual_seed(0)
     return spread(transformers.AutoModelForCausalLM.from_config(config))

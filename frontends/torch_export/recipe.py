@@ -86,12 +86,12 @@ def fake_hf(config: Any, dtype: torch.dtype = torch.bfloat16) -> Any:
     """A causal language model of a transformers config without memory for its weights.
 
     config: transformers', whose `num_hidden_layers` and sizes say the model. dtype: of the weights. Buffers that the
-    graph needs as numbers (rope's frequencies, f32) are real.
+    graph needs as numbers (rope's frequencies, an embedding's scale) are real.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import AutoModelForCausalLM
 
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = "eager" if capped(config) else "sdpa"
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     model.requires_grad_(False)

@@ -4,6 +4,7 @@
 |---|---|
 | x·cos + cat(−x₂, x₁)·sin; cat(x₁·cos − x₂·sin, x₂·cos + x₁·sin) | graph.rope, style "half" |
 | the latter of even and odd values | graph.rope, style "half" of permuted rows of a weight, or "split" |
+| the former with stack(−x odd, x even) for cat, of angles repeated in pairs | graph.rope, style "interleaved" |
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from tileir.frontends.torch_export.patterns import split_mul
 
 @dataclass(frozen=True)
 class Rope:
-    """A rotation of all heads of x; inv_freq: [head size / 2] f32. style: that of graph.rope, "half" or "split"."""
+    """A rotation of all heads of x; inv_freq: [head size / 2] f32. style: that of graph.rope."""
 
     x: Node
     positions: Node
@@ -38,14 +39,20 @@ def _rope_by_sum(node: Node, constants: Constants) -> Rope | None:
     for straight, turned in (node.args[:2], node.args[1::-1]):
         x, cos = _with_angle(straight, "cos", constants)
         swapped, sin = _with_angle(turned, "sin", constants)
-        if cos is None or sin is None or op_name(swapped) != "cat" or len(swapped.args[0]) != 2:
+        pairs = cos is not None and cos.pairs
+        swapped = behind(swapped)
+        kind, pick = ("stack", _every_other) if pairs else ("cat", _half)
+        if cos is None or sin is None or op_name(swapped) != kind or len(swapped.args[0]) != 2:
             continue
         minus, first = swapped.args[0]
-        if op_name(minus) != "neg":
+        last = len(shape(minus)) - (0 if pairs else 1)
+        if op_name(minus) != "neg" or swapped.args[1] not in (-1, last):
             continue
-        halves = _half(minus.args[0], 1), _half(first, 0)
-        if halves[0] is not None and halves[0] is halves[1] and halves[0] is x and cos == sin:
-            return Rope(x, cos.positions, cos.frequencies, cos.scale)
+        parts = pick(minus.args[0], 1), pick(first, 0)
+        same = parts[0] is not None and parts[0] is parts[1]
+        if same and behind(parts[0]) is behind(x) and cos == sin:
+            style = "interleaved" if pairs else "half"
+            return Rope(parts[0], cos.positions, cos.frequencies, cos.scale, style)
     return None
 
 
@@ -74,17 +81,18 @@ def _rope_by_halves(node: Node, constants: Constants) -> Rope | None:
 
 @dataclass(frozen=True, eq=False)
 class _Angle:
-    """positions · frequencies, times `scale` after the function."""
+    """positions · frequencies, times `scale` after the function. pairs: each one twice, else all and again all."""
 
     positions: Node
     frequencies: np.ndarray
     scale: float
+    pairs: bool = False
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, _Angle)
             and self.positions is other.positions
-            and self.scale == other.scale
+            and (self.scale, self.pairs) == (other.scale, other.pairs)
             and np.array_equal(self.frequencies, other.frequencies)
         )
 
@@ -101,6 +109,8 @@ def _with_angle(node: Any, function: str, constants: Constants) -> tuple[Any, _A
 
 def _angle(node: Any, function: str, constants: Constants) -> _Angle | None:
     node, scale = behind(node), 1.0
+    pairs = _each_twice(node)
+    node = node if pairs is None else behind(pairs)
     repeated = _half(node, 0) if op_name(node) == "slice" else None
     node = node if repeated is None else behind(repeated)
     if op_name(node) == "mul" and isinstance(node.args[1], int | float):
@@ -117,8 +127,16 @@ def _angle(node: Any, function: str, constants: Constants) -> _Angle | None:
         value = constants.value(frequencies)
         at = behind(positions)
         if value is not None and isinstance(at, Node) and at.op == "placeholder":
-            return _Angle(at, value.detach().float().reshape(-1).numpy(), scale)
+            return _Angle(at, value.detach().float().reshape(-1).numpy(), scale, pairs is not None)
     return None
+
+
+def _each_twice(node: Any) -> Any:
+    """x, if the node is each value of x's last dimension twice."""
+    if op_name(node) != "repeat_interleave" or node.args[1] != 2 or len(node.args) < 3:
+        return None
+    x, dim = node.args[0], node.args[2]
+    return x if dim % len(shape(x)) == len(shape(x)) - 1 else None
 
 
 def _half(node: Any, which: int) -> Any:

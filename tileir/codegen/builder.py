@@ -317,6 +317,11 @@ def named_barrier(number: int, threads: int) -> None:
     nvvm.barrier(barrier_id=const(number), number_of_threads=const(threads))
 
 
+def nanosleep(duration: int) -> None:
+    """Leave the issue slots to others for up to twice so many ns."""
+    llvm.call_intrinsic(None, "llvm.nvvm.nanosleep", [const(duration)], [], [])
+
+
 def clock() -> Value:
     """The SM's clock, i64."""
     return nvvm.read_ptx_sreg_clock64(results=[type_of("i64")])

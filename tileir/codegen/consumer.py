@@ -6,7 +6,7 @@ from tileir.codegen import builder as b
 from tileir.codegen.attend import Attend, combine
 from tileir.codegen.contract import contract, reduce_best
 from tileir.codegen.exchange import poll_at, publish_pair
-from tileir.codegen.kernel import CHOICE, FINISHED, MAILBOX_TOKENS, Kernel, dead
+from tileir.codegen.kernel import CHOICE, FINISHED, HEART, MAILBOX_TOKENS, Kernel, dead
 from tileir.codegen.plan import Body
 from tileir.codegen.rows import rows
 from tileir.dialect.attributes import get, name_of, shape_of
@@ -45,6 +45,11 @@ def consumer(k: Kernel) -> None:
         *state, half = carried
         # The table stays in L1: nobody else uses it, and its rows are read every step.
         k.row, k.words, k.half = index, k.row_words(index), half
+        beat = b.at(k.scratch, None, HEART)
+        b.if_(
+            b.eq(k.tid, 0),
+            lambda: b.store(k.epoch * k.arg["rows"] + index, beat, 4, volatile_=True),
+        )
         k.mark("begin")
         state = _dispatch(k, k.plan.bodies, state)
         k.mark("end")

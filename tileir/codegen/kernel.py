@@ -1,7 +1,7 @@
 """The persistent kernel: set-up, roles, the step loop and the dispatch over the phase table.
 
-One block per SM. Warps 0 … W-1 are consumers, warp W loads the tape, warp W+1 loads states. A launch runs
-`steps` steps at most; every wait ends by `limit` clocks.
+One block per SM. Warps 0 … W-1 are consumers, warp W loads the tape, warp W+1 loads states, warp W+2 watches. A launch
+runs `steps` steps at most; a block that begins no row for `limit` clocks gives up, and all others with it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -64,7 +64,9 @@ CHOICE = 512  # i64 per warp: the select's reduction
 RECORD_DATA = 768  # i32 position, i32 stop
 DEAD = 784  # i32: this block gave up
 FINISHED = 788  # i32: no further step will be consumed
+HEART = 792  # i32: changes with every row that consumers begin
 RECORD_FULL, RECORD_EMPTY = 800, 808
+LOADED = 824  # two i32: a loader has ended
 WAITED = 816  # i64: clocks that thread 0 has waited for full slots in this row
 
 
@@ -169,56 +171,39 @@ class Kernel:
         every: int = 64,
         agree: Callable[[Value], Value] = lambda go: go,
     ) -> list[Value]:
-        """Repeat attempt() -> (ready, values) until ready, or until the launch is given up.
+        """Repeat attempt() -> (ready, values) until ready, or until the block is dead (watchdog).
 
-        Only each `every`-th failure looks at the clock and the flags: done each time, the flag's line would be
-        the hottest of L2. detail: what is waited for, for the report. agree: makes a warp give up as one.
+        Only each `every`-th failure looks. detail: what is waited for, for the report. agree: makes a warp give up
+        as one. There are many spins: what is not the attempt is kept short, for the instruction caches.
         """
 
-        def body(count: Value, since: Value, _go: Value) -> tuple[Value, list[Value]]:
+        def body(count: Value, go: Value) -> tuple[Value, list[Value]]:
             ready, values = attempt()
-            return b.both(b.negate(ready), _go), [count, since, ready, *values]
+            return b.both(b.negate(ready), go), [count, ready, *values]
 
-        def again(count: Value, since: Value, _ready: Value, *_values: Value) -> list[Value]:
+        def again(count: Value, _ready: Value, *_values: Value) -> list[Value]:
             due = b.eq((count + 1) & (every - 1), 0)
-            go = b.const(True, "i1")
-            since, go = b.if_(
-                due,
-                lambda: self._watch(since, code, detail, agree),
-                lambda: [since, go],
-                ["i64", "i1"],
-            )
-            return [count + 1, since, go]
+            alive = b.const(True, "i1")
+            (go,) = b.if_(due, lambda: [self._alive(code, detail, agree)], lambda: [alive], ["i1"])
+            return [count + 1, go]
 
-        start = [b.const(0), b.const(0, "i64"), b.const(True, "i1")]
-        return b.do_while(start, ["i32", "i64", "i1", *types], body, again)[3:]
+        start = [b.const(0), b.const(True, "i1")]
+        return b.do_while(start, ["i32", "i1", *types], body, again)[2:]
 
-    def _watch(
-        self, since: Value, code: int, detail: Value, agree: Callable[[Value], Value]
-    ) -> list[Value]:
-        """Look at clock and flags; on giving up leave a report and mark the block dead."""
-        now = b.clock()
-        fresh = b.eq(since, 0)
-        since = b.select(fresh, now, since)
-        late = b.uge(now - since, self.arg["limit"])
-        abort, dead = self.arg["control"], b.at(self.scratch, None, DEAD)
-        b.if_(late, lambda: b.store(b.const(1), abort, 4, **b.RELAXED))
-        raised = b.ne(b.load("i32", abort, 4, **b.RELAXED), 0)
-        gone = b.ne(b.load("i32", dead, 4, volatile_=True), 0)
-        first = b.both(late | raised, b.negate(gone))
-        give_up = b.negate(agree(b.negate(late | raised | gone)))
-
-        # Every warp of a block that gives up reports once: its own report's code tells whether it did.
+    def _alive(self, code: int, detail: Value, agree: Callable[[Value], Value]) -> Value:
+        """Whether the block is; if not, the warp reports what it waits for, once."""
+        alive = agree(b.negate(dead(self)))
         where = (self.sm * (self.plan.warps + 2) + self.warp) * REPORT_BYTES
         mine = b.at(self.arg["control"], b.i64(where), REPORT_OFFSET)
-        unreported = b.eq(b.load("i32", mine, 4, volatile_=True), 0)
 
         def report() -> None:
-            b.store(b.vec(b.const(code), self.row, self.epoch, detail), mine, 16)
+            # A warp that has reported goes on to other waits: its first report's code stands there.
+            fresh = b.eq(b.load("i32", mine, 4, volatile_=True), 0)
+            words = b.vec(b.const(code), self.row, self.epoch, detail)
+            b.if_(fresh, lambda: b.store(words, mine, 16))
 
-        b.if_(b.both(give_up, unreported), report)
-        b.if_(first, lambda: b.store(b.const(1), dead, 4, volatile_=True))
-        return [since, b.negate(give_up)]
+        b.if_(b.negate(alive), report)
+        return alive
 
     def wait(
         self, barrier: Value, parity: Value, code: int, detail: Value, every: int = 64
@@ -262,7 +247,7 @@ class Kernel:
                     nvvm.mbarrier_init(empty, b.const(self.plan.warps))
             for offset in (RECORD_FULL, RECORD_EMPTY):
                 nvvm.mbarrier_init(b.at(self.scratch, None, offset), b.const(1))
-            for offset in (DEAD, FINISHED, WAITED, WAITED + 4):
+            for offset in (DEAD, FINISHED, HEART, WAITED, WAITED + 4, LOADED, LOADED + 4):
                 b.store(b.const(0), b.at(self.scratch, None, offset), 4)
             nvvm.fence_mbarrier_init()
 

@@ -6,7 +6,7 @@ The tape loader never waits for an activation; the state loader waits for each s
 from typing import Any
 
 from tileir.codegen import builder as b
-from tileir.codegen.kernel import EMPTY, FINISHED, WINDOW, Kernel, dead
+from tileir.codegen.kernel import EMPTY, FINISHED, LOADED, WINDOW, Kernel, dead
 from tileir.codegen.plan import Body, Ring
 from tileir.dialect.attributes import get
 from tileir.dialect.tile import padded
@@ -24,20 +24,22 @@ def tape_loader(k: Kernel) -> None:
         k.arg["tape"], b.constant_load("i64", b.at(k.arg["tape_offsets"], b.i64(k.sm) * 8), 8)
     )
 
+    bodies = [body for body in k.plan.bodies if body.role("tape")]
+
     def a_row(index: Value, source: Value, slot: Value, parity: Value) -> list[Value]:
         k.words, k.row = k.row_words(index), index
 
-        def fill(body: Body) -> list[Value]:
+        def size(body: Body) -> list[Value]:
             op = body.role("tape")[0]
             _, count = k.share(get(op, "tiles"))
-            size = count * (padded(get(op, "k")) // 32 * BLOCK_BYTES)
-            k.mark("tape_begin")
-            found = list(_fill(k, ring, source, size, slot, parity))
-            k.mark("tape_end")
-            return found
+            return [count * (padded(get(op, "k")) // 32 * BLOCK_BYTES)]
 
-        bodies = [body for body in k.plan.bodies if body.role("tape")]
-        return _by_body(k, bodies, fill, [source, slot, parity], ["!llvm.ptr<1>", "i32", "i32"])
+        # Bodies differ in the size alone: one copy of the loop for all, for the instruction caches.
+        (bytes_,) = _by_body(k, bodies, size, [b.const(0)], ["i32"])
+        k.mark("tape_begin")
+        found = _fill(k, ring, source, bytes_, slot, parity)
+        k.mark("tape_end")
+        return list(found)
 
     def a_step(step: Value, slot: Value, parity: Value) -> list[Value]:
         k.epoch = step + k.arg["epoch_base"] + 1
@@ -51,6 +53,7 @@ def tape_loader(k: Kernel) -> None:
     k.epoch = k.row = b.const(0)
     _, slot, parity = b.while_([b.const(0), b.const(0), b.const(1)], more, a_step)
     _drain(k, ring, slot, parity)
+    b.store(b.const(1), b.at(k.scratch, None, LOADED), 4, volatile_=True)
 
 
 def state_loader(k: Kernel) -> None:
@@ -88,6 +91,7 @@ def state_loader(k: Kernel) -> None:
     zero = b.const(0)
     *_, slot, parity = b.while_([zero, zero, zero, b.const(1)], more, a_step)
     _drain(k, ring, slot, parity)
+    b.store(b.const(1), b.at(k.scratch, None, LOADED + 4), 4, volatile_=True)
 
 
 def split_rows(k: Kernel, op: Any, split: Value) -> tuple[Value, Value]:

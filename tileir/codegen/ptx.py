@@ -19,6 +19,7 @@ from tileir.codegen.consumer import consumer
 from tileir.codegen.kernel import Kernel
 from tileir.codegen.loaders import state_loader, tape_loader
 from tileir.codegen.plan import Plan, check_supported
+from tileir.codegen.watchdog import watchdog
 from tileir.errors import TileirError
 from tileir.mlir import gpu, ir, passmanager
 from tileir.target import Target
@@ -111,7 +112,7 @@ def _decode(plan: Plan) -> Any:
 
         def loaders() -> None:
             set_max_registers(plan.target.loader_registers, increase=False)
-            for warp, role in enumerate((tape_loader, state_loader), start=plan.warps):
+            for warp, role in enumerate((tape_loader, state_loader, watchdog), start=plan.warps):
                 mine = both(eq(k.warp, warp), eq(k.lane, 0))
                 if_(mine, partial(role, k))
 
