@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tileir.errors import TileirError
-from tileir.package import Package, Session, check_prompt
+from tileir.package import Package, Session
+from tileir.prompt import check_prompt
 from tileir.tools.messages import report
 from tileir.tools.text import Streamer, load_tokenizer
 
