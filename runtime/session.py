@@ -3,12 +3,14 @@
 import ctypes
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from tileir.errors import DeviceError, DeviceHang, TileirError
-from tileir.package import Package, check_prompt
+from tileir.package import Package
+from tileir.prompt import check_prompt
 from tileir.runtime.driver import Device
 from tileir.runtime.loader import pack_tape, upload_constants
 from tileir.runtime.report import describe_hang
@@ -33,9 +35,28 @@ class CudaSession:
         tensors: Mapping[str, Any],
         index: int = 0,
     ) -> None:
-        m = self.manifest = package.manifest
+        self.manifest = package.manifest
         ptx, recipe = package.ptx, package.packing[0]
         d = self._device = Device(index)
+        try:
+            self._load(d, ptx, recipe, tensors, progress)
+        except BaseException:
+            # Nobody gets this session, so nobody would give its memory back; what failed first is what is told.
+            with suppress(DeviceError):
+                d.close()
+            raise
+        self.device = f"cuda:{index} {d.name}"
+        self.last_milliseconds = 0.0
+
+    def _load(
+        self,
+        d: Device,
+        ptx: str,
+        recipe: dict[str, Any],
+        tensors: Mapping[str, Any],
+        progress: Progress | None,
+    ) -> None:
+        m = self.manifest
         self._check_device(d)
         self._check_memory(d)
         module = d.module(ptx)
@@ -66,8 +87,6 @@ class CudaSession:
         d.upload(table, self._table)
         self._epoch = 0
         self._running = False
-        self.device = f"cuda:{index} {d.name}"
-        self.last_milliseconds = 0.0
 
     def _check_device(self, d: Device) -> None:
         m = self.manifest

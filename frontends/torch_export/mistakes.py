@@ -68,7 +68,9 @@ def exporting(name: str) -> Iterator[None]:
 def check_model(model: Any) -> None:
     """Raises TileirError for a transformers model without a causal decoder's KV heads."""
     config, name = model.config, type(model).__name__
-    if getattr(config, "is_decoder", None) is False:
+    # Configs of some decoders say False too: their attention knows better.
+    causal = any(getattr(module, "is_causal", False) for module in model.modules())
+    if getattr(config, "is_decoder", None) is False and not causal:
         raise TileirError(
             f"{name} is an encoder: its attention looks ahead",
             hint="a decode step needs a causal model; `tileir models` lists the families that compile",

@@ -1,6 +1,8 @@
 """The `tileir` command: exit status, messages, what is printed where."""
 
 import json
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +12,11 @@ from typing import Any
 import pytest
 
 import tileir
+from test.mistakes import package, write_model
 from test.unit.test_text import BYTES
 from tileir.tools import cli
+from tileir.tools.figures import figures
+from tileir.tools.models import FAMILIES
 from tileir.tools.text import Streamer
 
 
@@ -24,31 +29,81 @@ def command(*arguments: str) -> int:
     return int(caught.value.code or 0)
 
 
-MISTAKES = [
-    (["compile", ".", "--target", "h10"], "unknown target 'h10'\nhint: did you mean 'h100'?"),
-    (["compile", ".", "--emit", "px"], "unknown stop 'px'\nhint: did you mean 'ptx'?"),
-    (["compile", ".", "--print-ir-after", "tile-grap"], "did you mean 'tile-graph'?"),
-    (["compile", ".", "-o", "gone/m.tileir"], "no folder gone"),
-    (["compile", "gone", "-o", "m.tileir"], "gone holds no config.json"),
-    (["inspect", "gone"], "no package at gone"),
-    (["run", "gone", "--weights", ".", "--prompt", "a"], "no package at gone"),
-]
+def test_help_says_what_the_exit_status_means(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command() == command("--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for words in ("0 all went well", "1 a mistake", "2 a command line", "130 interrupted"):
+        assert words in text
+    assert "--install-completion" in text
 
 
-@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
-def test_mistakes_end_with_a_message(
-    arguments: list[str],
-    message: str,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("name", ["compile", "run", "inspect", "models"])
+def test_every_command_has_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(name, "--help") == 0
+    examples = capsys.readouterr().out.partition("Examples:")[2]
+    assert examples.count(f"tileir {name}") >= 2
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("--version") == 0
+    assert capsys.readouterr().out == f"tileir {tileir.__version__}\n"
+
+
+def test_shells_complete_commands(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.setenv("_TILEIR_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "tileir comp")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert command() == 0
+    assert capfd.readouterr().out.split() == ["compile"]
+
+
+def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("models") == command("models", "--json") == 0
+    people, _, machines = capsys.readouterr().out.partition("[")
+    listed = [(f["name"], f["transformers_class"]) for f in json.loads(f"[{machines}")]
+    assert listed == [(f.name, f.transformers_class) for f in FAMILIES]
+    assert [line[:14].strip() for line in people.splitlines()] == [name for name, _ in listed]
+
+
+def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(package().save(tmp_path / "m.tileir"))
+    assert command("inspect", path, "--context", "7", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == figures(package(), 7)
+    assert command("inspect", path, "--manifest") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(package().manifest))
+    assert command("inspect", path) == 0
+    assert "15 rows of 9 bodies" in capsys.readouterr().out
+
+
+def test_compile_tells_its_steps_unless_quiet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert command(*arguments) == 1
-    said = capsys.readouterr()
-    assert said.err.startswith("error: ")
-    assert message in said.err
-    assert said.out == ""
+    model, out = str(write_model(tmp_path / "model")), str(tmp_path / "m.tileir")
+    small = ["compile", model, "-o", out, "--target", "virtual", "--max-context", "32"]
+    assert command(*small) == 0
+    loud = capsys.readouterr()
+    assert [n for n in ("import", "tile-graph", "verify-schedule") if n not in loud.err] == []
+    assert f"wrote {out}" in loud.out
+    assert command(*small, "--quiet") == 0
+    quiet = capsys.readouterr()
+    assert (quiet.out, "tile-graph" in quiet.err) == ("", False)
+    assert tileir.load_package(out).files == package().files
+
+
+def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
+    """A real one, as soon as the first step is told."""
+    model, out = write_model(tmp_path / "model"), tmp_path / "m.tileir"
+    program = [sys.executable, "-m", "tileir.tools.cli", "compile", str(model), "-o", str(out)]
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True, bufsize=1) as running:
+        assert running.stderr is not None
+        first = next(line for line in running.stderr if " s\n" in line)
+        running.send_signal(signal.SIGINT)
+        rest = running.stderr.read()
+    assert "import" in first
+    assert running.returncode == 130, rest
+    assert rest.endswith("interrupted\n")
+    assert "Traceback" not in rest
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
 class _Session:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from test.mistakes import package, tensors
-from tileir.errors import DeviceError
+from tileir.errors import DeviceError, PackageError
 from tileir.runtime import driver
 
 GB = 1 << 30
@@ -21,12 +21,14 @@ class Driver:
     sms: int = 132
     free: tuple[int, ...] = (79 * GB,)
     fails: dict[str, str] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._free = iter(self.free)
         self._left = self.free[-1]
 
     def call(self, name: str, *arguments: Any) -> Any:
+        self.calls.append(name)
         if name in self.fails:
             raise DeviceError(f"{name} failed: {self.fails[name]}")
         if name == "cuDeviceGetAttribute":
@@ -73,6 +75,17 @@ def test_mistake(
         held.load(tensors(), device)
     assert [word for word in words if word not in str(raised.value)] == [], str(raised.value)
     assert raised.value.hint
+    retained = "cuDevicePrimaryCtxRetain" in set(made_up.calls) - set(made_up.fails)
+    assert made_up.calls.count("cuDevicePrimaryCtxRelease") == retained
+
+
+def test_a_load_that_fails_gives_its_memory_back(patched: pytest.MonkeyPatch) -> None:
+    held, made_up = package("h100"), Driver()
+    patched.setattr(driver, "call", made_up.call)
+    with pytest.raises(PackageError):
+        held.load({}, "cuda:0")
+    assert made_up.calls.count("cuMemAlloc") == made_up.calls.count("cuMemFree") > 0
+    assert made_up.calls[-1] == "cuDevicePrimaryCtxRelease"
 
 
 def test_too_small_says_how_much_is_needed(patched: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,7 @@ def flip(at: int) -> Callable[[bytes], bytes]:
     return lambda data: data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
 
 
-def loads(target: str, device: str) -> Callable[[Path], Act]:
+def loads(target: str, device: Any) -> Callable[[Path], Act]:
     held: Package = package(target)
     return lambda folder: lambda: held.load(tensors(), device)
 
@@ -115,6 +115,8 @@ ROWS = [
     Mistake("unknown device", lambda f: [*RUN, "--device", "tpu"], ("'tpu'", "cuda:N", "reference-bf16")),
     Mistake("device without a number", lambda f: [*RUN, "--device", "cuda:x"], ("'cuda:x'", "cuda:N")),
     Mistake("negative device", loads("virtual", "cuda:-1"), ("'cuda:-1'", "cuda:N")),
+    Mistake("device that is a number", loads("virtual", 0), ("unknown device 0", "cuda:N")),
+    Mistake("no weights", lambda f: lambda: package().load(None), ("NoneType", "folder's path", "state dict")),
     Mistake("output in no folder", output("gone", "m.tileir"),
             ("no folder", "gone", "make it, or name another with -o")),
     Mistake("output is a folder", output("model"), ("model is a folder", "model.tileir")),

@@ -12,7 +12,7 @@ import pytest
 
 from test.unit.test_text import BYTES
 from tileir.errors import TileirError
-from tileir.package import check_prompt
+from tileir.prompt import check_prompt
 from tileir.tools.talk import Talker
 
 TEMPLATE = (

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from tileir.mlir import ir, new_context
-from tileir.package import check_prompt
+from tileir.prompt import check_prompt
 from tileir.reference.engine import EngineExecutor
 from tileir.reference.steps import MODEL, Request
 

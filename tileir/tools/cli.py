@@ -108,6 +108,7 @@ def compile_command(
     prints = bool(emit or print_ir_after)
     if not prints:
         _check_output(output)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # ours says enough
     from tileir.frontends.torch_export import export_decode, load_hf
 
     warnings.simplefilter("ignore", FutureWarning)  # torch.export's, about itself

@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tileir.errors import TileirError
-from tileir.package import Package, Session, check_prompt
+from tileir.package import Package, Session
+from tileir.prompt import check_prompt
 from tileir.tools.messages import report
 from tileir.tools.text import Streamer, load_tokenizer
 
 Turn = dict[str, str]
 ASK = "> "
-HELP = "An empty line is nothing, /forget starts anew, /quit or Ctrl-D ends, Ctrl-C interrupts."
+HELP = "A line is a turn; /forget starts anew, /quit or Ctrl-D ends, Ctrl-C interrupts."
 
 
 class Talker:
