@@ -1,7 +1,7 @@
 """Weights onto the device: every tensor once, packed into the tapes by the package's own kernel."""
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
@@ -12,7 +12,6 @@ from tileir.packing import DTYPES, constant, matrix, tape_layout, tensor
 from tileir.runtime.driver import Device
 from tileir.runtime.upload import Uploader
 
-Progress = Callable[[int, int], None]
 CHUNK = 8  # values that a thread of the packing kernel moves: rows are padded to whole ones
 _Source = tuple[str, tuple[int, ...]]  # a tensor's name and the view of it
 
@@ -24,7 +23,6 @@ def pack_tape(
     recipe: list[dict[str, Any]],
     sms: int,
     tensors: Mapping[str, Any],
-    progress: Progress | None = None,
 ) -> tuple[int, int]:
     """Device addresses of the tape and of every SM's offset into it ([sms] int64).
 
@@ -44,8 +42,6 @@ def pack_tape(
             if source not in resident:
                 resident[source] = _upload(device, uploader, tensors, source, row["k"])
         _pack_row(device, pack, row, sms, tape, bases + (i + 1) * sms * 8, resident)
-        if progress is not None:
-            progress(i + 1, len(recipe))
     for pointer, _ in resident.values():
         device.give_back(pointer)
     return tape, bases
@@ -66,7 +62,7 @@ def _upload(
     if k % CHUNK:
         array = np.pad(array, ((0, 0), (0, -k % CHUNK)))
     pointer = device.borrow(2 * array.size, f"tensor {name!r}")
-    uploader.upload(array, ml_dtypes.bfloat16, pointer)
+    uploader.upload(name, array, ml_dtypes.bfloat16, pointer)
     return pointer, int(array.shape[0])
 
 
@@ -112,5 +108,5 @@ def upload_constants(
     memory = device.allocate(size, "constants")
     for entry in recipe:
         array = constant(entry, tensors)
-        uploader.upload(array, DTYPES[entry["dtype"]], memory + entry["offset"])
+        uploader.upload(entry["tensor"], array, DTYPES[entry["dtype"]], memory + entry["offset"])
     return memory

@@ -12,7 +12,7 @@ from tileir.errors import DeviceError, DeviceHang, TileirError
 from tileir.package import Package
 from tileir.prompt import check_prompt
 from tileir.runtime.driver import Device
-from tileir.runtime.loader import Progress, pack_tape, upload_constants
+from tileir.runtime.loader import pack_tape, upload_constants
 from tileir.runtime.report import describe_hang
 from tileir.runtime.upload import Uploader
 
@@ -24,7 +24,7 @@ LIMIT_CLOCKS = 4_000_000_000  # about 2 s at 1.98 GHz
 class CudaSession:
     """A loaded package on one GPU. Not for several threads at once.
 
-    tensors: arrays by state-dict name, packed on the GPU. index: the GPU's number. progress: told how much is packed.
+    tensors: arrays by state-dict name, packed on the GPU. index: the GPU's number.
     Raises DeviceError for a GPU that is not there, of another generation or too small, PackageError for weights that do
     not fit.
     """
@@ -34,7 +34,6 @@ class CudaSession:
         package: Package,
         tensors: Mapping[str, Any],
         index: int = 0,
-        progress: Progress | None = None,
     ) -> None:
         self.manifest = package.manifest
         ptx, recipe = package.ptx, package.packing[0]
@@ -67,9 +66,7 @@ class CudaSession:
         pack = d.function(module, m["kernels"]["pack"])
         sizes = m["memory"]
         with Uploader(d) as up:
-            self._tape, self._offsets = pack_tape(
-                d, up, pack, recipe["tape"], m["sms"], tensors, progress
-            )
+            self._tape, self._offsets = pack_tape(d, up, pack, recipe["tape"], m["sms"], tensors)
             self._constants = upload_constants(
                 d, up, recipe["constants"], sizes["constants"], tensors
             )

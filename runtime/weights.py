@@ -1,9 +1,10 @@
-"""Weights of a Hugging Face folder: safetensors files, read tensor by tensor, without torch."""
+"""Weights from disk, tensor by tensor, without torch: safetensors folders and files, and GGUF files."""
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from tileir.errors import PackageError
+from tileir.runtime.gguf_file import GgufFile
 
 INDEX = "model.safetensors.index.json"
 _DTYPES = {
@@ -19,10 +21,28 @@ _DTYPES = {
     "BF16": ml_dtypes.bfloat16,
     "F64": np.float64,
 }
+# Fused tensors and the parts of an expert that they are made of, as folders name them.
+_FUSED: dict[str, list[tuple[str, ...]]] = {
+    "gate_up_proj": [("gate_proj", "up_proj"), ("w1", "w3")],
+    "down_proj": [("down_proj",), ("w2",)],
+}
+
+
+def open_weights(path: Path) -> Mapping[str, Any]:
+    """Tensors by Hugging Face name: of a folder or a file of safetensors, or of a GGUF file. Raises PackageError."""
+    if path.is_file():
+        with path.open("rb") as stream:
+            if stream.read(4) == b"GGUF" or path.suffix == ".gguf":
+                return GgufFile(path)
+    return Weights(path)
 
 
 class Weights(Mapping[str, Any]):
-    """Tensors by name; each access maps it from disk. A missing name is answered with near matches."""
+    """Tensors of safetensors files by name; each access maps one from disk.
+
+    Experts that a folder stores one by one are also there under the fused names that transformers' models have:
+    `….experts.gate_up_proj` [E, 2·I, H] and `….experts.down_proj` [E, H, I].
+    """
 
     def __init__(self, path: Path) -> None:
         """path: a folder with model.safetensors or an index, or one file. Raises PackageError."""
@@ -33,8 +53,19 @@ class Weights(Mapping[str, Any]):
                 if name != "__metadata__":
                     self._where[name] = (file, entry, start)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, without reading it. Raises KeyError."""
+        parts = self._experts(name)
+        if not parts:
+            return tuple(self._where[name][1]["shape"])
+        rows, columns = self.shape(parts[0][0])
+        return len(parts), rows * len(parts[0]), columns
+
     def __getitem__(self, name: str) -> np.ndarray:
-        """The tensor, in the file's dtype, mapped read-only."""
+        """The tensor, in the file's dtype, mapped read-only. Raises PackageError for a name or a dtype unknown."""
+        parts = self._experts(name)
+        if parts:
+            return np.stack([np.concatenate([self[n] for n in expert]) for expert in parts])
         if name not in self._where:
             near = get_close_matches(name, self._where, n=3)
             guess = (
@@ -50,17 +81,40 @@ class Weights(Mapping[str, Any]):
             )
         begin, end = entry["data_offsets"]
         shape = tuple(entry["shape"])
-        if end - begin != int(np.prod(shape)) * np.dtype(dtype).itemsize:
+        if end - begin != prod(shape) * np.dtype(dtype).itemsize:
             raise PackageError(
                 f"{file}: tensor {name!r} has a wrong size", hint="copy the file again"
             )
         return np.memmap(file, dtype, "r", start + begin, shape)
+
+    def unused(self, names: Iterable[str]) -> list[str]:
+        """Tensors that are behind none of these names, without those that are usual: see `usual`."""
+        names = set(names)
+        used = names | {n for name in names for expert in self._experts(name) for n in expert}
+        return [n for n in self._where if n not in used and not usual(n, used)]
+
+    def _experts(self, name: str) -> list[list[str]]:
+        """For a fused name that is not there: of each expert the names of its parts."""
+        stem, _, last = name.rpartition(".")
+        if name in self._where or last not in _FUSED or not stem.endswith("experts"):
+            return []
+        found: list[list[str]] = []
+        for parts in _FUSED[last]:
+            while all(f"{stem}.{len(found)}.{p}.weight" in self._where for p in parts):
+                found.append([f"{stem}.{len(found)}.{p}.weight" for p in parts])
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
 
     def __len__(self) -> int:
         return len(self._where)
+
+
+def usual(name: str, used: Collection[str]) -> bool:
+    """Whether folders carry it beside what a step needs: a tied head's other name, rope's frequencies."""
+    tied = name == "lm_head.weight" and "model.embed_tokens.weight" in used
+    return tied or name.endswith("inv_freq")
 
 
 def _files(path: Path) -> list[Path]:
@@ -84,23 +138,37 @@ def _files(path: Path) -> list[Path]:
 
 
 def _header(file: Path) -> tuple[dict[str, Any], int]:
-    """(entries, where data starts) of a safetensors file; lengths are checked against the file's."""
+    """(entries, where data starts) of a safetensors file; places are checked against each other and the file."""
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > size - 8:
                 raise ValueError("the header is longer than the file")
-            entries = json.loads(stream.read(length))
-        end = max(
-            (e["data_offsets"][1] for n, e in entries.items() if n != "__metadata__"), default=0
-        )
+            entries = json.loads(stream.read(length), object_pairs_hook=_once)
+        places = sorted(e["data_offsets"] for n, e in entries.items() if n != "__metadata__")
+        ends = [0, *(end for _, end in places)]
+        for (begin, end), before in zip(places, ends, strict=False):
+            if not before <= begin <= end:
+                raise ValueError(
+                    f"bytes {begin} … {end} of two tensors overlap, or of one run back"
+                )
+        if any(n < 0 for e in entries.values() for n in e.get("shape", ())):
+            raise ValueError("a shape has a negative size")
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PackageError(
             f"{file} is no safetensors file: {error}", hint="copy it again"
         ) from None
-    if 8 + length + end > size:
+    if 8 + length + ends[-1] > size:
         raise PackageError(
-            f"{file} is truncated: {size} of {8 + length + end} bytes", hint="copy the file again"
+            f"{file} is truncated: {size} of {8 + length + ends[-1]} bytes",
+            hint="copy the file again",
         )
     return entries, 8 + length
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice in the header")
+    return found

@@ -7,6 +7,9 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.progress import Progress
+
 from tileir.errors import TileirError
 from tileir.package import Package, Session
 from tileir.prompt import check_prompt
@@ -41,7 +44,9 @@ class Talker:
     @contextmanager
     def on(self, device: str) -> Iterator[None]:
         """Load the weights onto a device for what is said inside."""
-        with closing(self._package.load(self._folder, device=device)) as session:
+        with _bar() as progress:
+            session = self._package.load(self._folder, device=device, progress=progress)
+        with closing(session):
             self._session = session
             yield
         self._session = None
@@ -113,6 +118,15 @@ def _template(folder: Path) -> Callable[[list[Turn]], str]:
     from tileir.frontends.torch_export.chat import load_chat
 
     return load_chat(folder)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr while weights are read, if that is a terminal."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("loading", total=None)
+        yield lambda done, all_: bar.update(task, completed=done, total=all_)
 
 
 def _ask() -> str | None:

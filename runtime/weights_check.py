@@ -1,0 +1,102 @@
+"""Whether weights are those that a package was compiled for: before anything is loaded, everything that is wrong."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from math import prod
+from typing import Any
+
+from tileir.errors import PackageError
+from tileir.runtime.weights import usual
+
+LISTED = 10
+HALF_ROWS = 8
+
+
+def check_weights(
+    recipes: Sequence[dict[str, Any]], tensors: Mapping[str, Any]
+) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """(shapes of the tensors that a package needs, names that the weights have beside them and that are not usual).
+
+    recipes: a package's `packing`. Raises PackageError that lists all missing names, with near matches, and all wrong
+    shapes.
+    """
+    needs: dict[str, list[Any]] = {}
+    for recipe in recipes:
+        for row in [*recipe["tape"], *recipe["store"]]:
+            for segment in row["segments"]:
+                for half in ("lo", "hi"):
+                    needs.setdefault(segment[half]["tensor"], []).append((row, segment, half))
+        for entry in recipe["constants"]:
+            if entry["kind"] == "tensor":
+                needs.setdefault(entry.get("source", entry["tensor"]), []).append(entry)
+    shapes = {name: shape_of(tensors, name) for name in needs}
+    known = {name: shape for name, shape in shapes.items() if shape is not None}
+    missing, wrong = [name for name in needs if name not in known], []
+    for name, shape in known.items():
+        found = next(filter(None, (_mismatch(use, shape) for use in needs[name])), None)
+        wrong += [f"{name} is {list(shape)}, {found}"] if found else []
+    if missing:
+        near = [
+            f"{name} (near: {', '.join(_near(name, tensors)) or 'nothing'})" for name in missing
+        ]
+        what = "tensor" if len(missing) == 1 else "tensors"
+        raise PackageError(
+            f"the weights lack {len(missing)} {what}: {_list(near)}",
+            hint="are these the weights that were exported?",
+        )
+    if wrong:
+        raise PackageError(
+            f"{len(wrong)} tensors have another shape: {_list(wrong)}",
+            hint="load the weights of the model that was exported",
+        )
+    unused = getattr(tensors, "unused", None)
+    if unused is not None:
+        return known, unused(needs)
+    return known, [n for n in tensors if n not in needs and not usual(n, needs)]
+
+
+def shape_of(tensors: Mapping[str, Any], name: str) -> tuple[int, ...] | None:
+    """A tensor's shape, without reading it where the source can say; None if there is no such tensor."""
+    try:
+        known = getattr(tensors, "shape", None)
+        return tuple(known(name) if known is not None else tensors[name].shape)
+    except KeyError:
+        return None
+
+
+def _mismatch(use: Any, shape: tuple[int, ...]) -> str | None:
+    """What a use of a tensor wants instead of this shape; None if it fits."""
+    if isinstance(use, dict):
+        view = use.get("view", [])
+        fits = _reach(view) < prod(shape) if view else list(shape) == use["shape"]
+        return None if fits else f"not {use['shape']}"
+    row, segment, half = use
+    view = segment[half].get("view", [])
+    if view:
+        return None if _reach(view) < prod(shape) else f"a part of it reaches value {_reach(view)}"
+    if shape[-1] != row["k"]:
+        return f"rows of {row['k']} values are wanted"
+    starts = [
+        t // segment["inner"] * segment["outer"] + t % segment["inner"] * segment["step"]
+        for t in range(segment["tiles"])
+    ]
+    first, rows = max(starts) + segment[half]["row"], prod(shape[:-1])
+    if half == "lo" and rows <= first:
+        return f"more than {first} rows are wanted"
+    return None
+
+
+def _reach(view: Sequence[int]) -> int:
+    """The last value of a view (packing.view_of)."""
+    rank = (len(view) - 1) // 2
+    sizes, steps = view[1 : 1 + rank], view[1 + rank :]
+    return int(view[0] + sum((d - 1) * s for d, s in zip(sizes, steps, strict=True)))
+
+
+def _near(name: str, names: Iterable[str]) -> list[str]:
+    return get_close_matches(name, list(names), n=2)
+
+
+def _list(lines: Sequence[str]) -> str:
+    more = [f"and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
+    return "".join(f"\n  {line}" for line in [*lines[:LISTED], *more])
