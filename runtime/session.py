@@ -39,7 +39,7 @@ class CudaSession:
         ptx, recipe = package.ptx, package.packing[0]
         d = self._device = Device(index)
         try:
-            self._load(d, ptx, recipe, tensors, progress)
+            self._load(d, ptx, recipe, tensors)
         except BaseException:
             # Nobody gets this session, so nobody would give its memory back; what failed first is what is told.
             with suppress(DeviceError):
@@ -54,7 +54,6 @@ class CudaSession:
         ptx: str,
         recipe: dict[str, Any],
         tensors: Mapping[str, Any],
-        progress: Progress | None,
     ) -> None:
         m = self.manifest
         self._check_device(d)

@@ -10,18 +10,16 @@ A package is a folder or a zip file:
 
 import hashlib
 import json
-import reprlib
 import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from operator import index
 from pathlib import Path
 from typing import Any, Protocol
 
-from tileir.errors import DeviceError, PackageError, TileirError
+from tileir.errors import DeviceError, PackageError
 
 SCHEMA = 3
 MANIFEST = "manifest.json"
@@ -29,6 +27,7 @@ ENGINE, PACKING, PTX = "engine.mlir", "packing.json", "device_0.ptx"
 _KNOWN = (ENGINE, PACKING, PTX)
 # Parts of a manifest that every device reads.
 _PARTS = ("target", "context", "vocabulary", "memory", "table", "bodies", "row_bodies", "hashes")
+_AGAIN = "copy the package again, or compile it again"
 _UNREADABLE = (
     *(OSError, KeyError, ValueError, RuntimeError, EOFError, OverflowError),
     *(zipfile.BadZipFile, zlib.error, struct.error),
@@ -153,6 +152,13 @@ class Package:
         from tileir.runtime.weights import open_weights
         from tileir.runtime.weights_check import check_weights
 
+        if not isinstance(device, str):
+            raise _unknown(device)
+        if not isinstance(weights, str | Path | Mapping):
+            raise PackageError(
+                f"weights are of type {type(weights).__name__}",
+                hint="a folder's or a file's path, or a mapping of names to arrays such as a state dict's",
+            )
         tensors = weights if isinstance(weights, Mapping) else open_weights(Path(weights))
         shapes, unused = check_weights(self.packing, tensors)
         if unused:
@@ -168,46 +174,23 @@ class Package:
             return ReferenceSession(self.engine_text, self.packing, reading, rounding=rounding)
         kind, _, number = device.partition(":")
         if kind != "cuda" or not (number or "0").isdigit():
-            raise DeviceError(
-                f"unknown device {device!r}",
-                hint='devices: "auto", "cuda:N", "reference", "reference-bf16"',
-            )
+            raise _unknown(device)
         from tileir.runtime.session import CudaSession
 
         return CudaSession(self, reading, int(number or 0))
+
+
+def _unknown(device: Any) -> DeviceError:
+    return DeviceError(
+        f"unknown device {device!r}",
+        hint='devices: "auto", "cuda:N", "reference", "reference-bf16"',
+    )
 
 
 def _has_gpu() -> bool:
     from tileir.runtime.driver import device_count
 
     return device_count() > 0
-
-
-def check_prompt(ids: Sequence[int], new: int, vocabulary: int, context: int) -> list[int]:
-    """The ids as a list. Raises TileirError if a session cannot take them."""
-    try:
-        ids = [index(i) for i in ids]
-    except TypeError:
-        raise TileirError(
-            f"the prompt is {reprlib.repr(ids)}",
-            hint="token ids are whole numbers; encode text first: tokenizer.encode(text).ids",
-        ) from None
-    if not ids:
-        raise TileirError("the prompt is empty", hint="give at least one token id")
-    bad = next((i for i in ids if not 0 <= i < vocabulary), None)
-    if bad is not None:
-        raise TileirError(
-            f"token id {bad} is outside 0 … {vocabulary - 1}",
-            hint="use the tokenizer of the model that was compiled",
-        )
-    if new < 0:
-        raise TileirError(f"max_new_tokens is {new}", hint="0 or more")
-    if len(ids) + max(new - 1, 0) > context:
-        raise TileirError(
-            f"a prompt of {len(ids)} tokens and {new} new ones do not fit the context of {context}",
-            hint="shorten them, or export with a larger max_context",
-        )
-    return ids
 
 
 def make_package(
@@ -243,13 +226,11 @@ def load_package(path: str | Path) -> Package:
     _check_schema(path, manifest)
     for name in (ENGINE, PACKING, *manifest["hashes"], *found):
         if name not in found:
-            raise PackageError(
-                f"{path}: {name} is missing", hint="copy the package again, or compile it again"
-            )
+            raise PackageError(f"{path}: {name} is missing", hint=_AGAIN)
         if hashlib.sha256(found[name]).hexdigest() != manifest["hashes"].get(name):
             raise PackageError(
                 f"{path}: {name} is damaged: it is not what the manifest's hash says",
-                hint="copy the package again, or compile it again",
+                hint=_AGAIN,
             )
     return Package(manifest, found)
 
@@ -270,7 +251,7 @@ def _check_schema(path: Path, manifest: Any) -> None:
     lacking = [name for name in _PARTS if name not in manifest]
     if lacking or not isinstance(manifest["hashes"], dict):
         raise PackageError(
-            f"{path}: {MANIFEST} lacks {', '.join(lacking) or 'hashes'}", hint="compile it again"
+            f"{path}: {MANIFEST} lacks {', '.join(lacking) or 'hashes'}", hint=_AGAIN
         )
 
 

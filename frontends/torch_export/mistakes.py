@@ -67,7 +67,9 @@ def exporting(name: str) -> Iterator[None]:
 
 def check_model(model: Any) -> None:
     """Raises TileirError for a transformers model whose attention is not causal."""
-    if any(getattr(module, "is_causal", None) is False for module in model.modules()):
+    # Configs of some decoders say False too: their attention knows better.
+    causal = any(getattr(module, "is_causal", False) for module in model.modules())
+    if getattr(model.config, "is_decoder", None) is False and not causal:
         raise TileirError(
             f"{type(model).__name__} is an encoder: its attention looks ahead",
             hint="a decode step needs a causal model; `tileir models` lists the families that compile",
