@@ -66,20 +66,13 @@ def exporting(name: str) -> Iterator[None]:
 
 
 def check_model(model: Any) -> None:
-    """Raises TileirError for a transformers model without a causal decoder's KV heads."""
-    config, name = model.config, type(model).__name__
+    """Raises TileirError for a transformers model whose attention is not causal."""
     # Configs of some decoders say False too: their attention knows better.
     causal = any(getattr(module, "is_causal", False) for module in model.modules())
-    if getattr(config, "is_decoder", None) is False and not causal:
+    if getattr(model.config, "is_decoder", None) is False and not causal:
         raise TileirError(
-            f"{name} is an encoder: its attention looks ahead",
+            f"{type(model).__name__} is an encoder: its attention looks ahead",
             hint="a decode step needs a causal model; `tileir models` lists the families that compile",
-        )
-    if not any(getattr(config, n, None) for n in ("num_key_value_heads", "kv_lora_rank")):
-        raise TileirError(
-            f"{name}: its config says neither num_key_value_heads nor kv_lora_rank",
-            hint="`tileir models` lists the families that compile; export a module of your own with torch.export and "
-            "pass the program to tileir.compile",
         )
 
 
@@ -128,13 +121,15 @@ def check_inputs(program: ExportedProgram, found: Sequence[Node]) -> None:
                 f"the program's input {node.name!r} is {node.meta['val'].dtype}",
                 hint="token ids and positions are int64",
             )
-    for node in program.graph.nodes:
-        if op_name(node) == "embedding" and behind(node.args[1]) is found[1]:
-            raise refuse(
-                node,
-                f"the program's second input, {found[1].name!r}, is embedded as tokens",
-                "export forward(input_ids [1, 1], positions [1]), in this order",
-            )
+    embeddings = [n for n in program.graph.nodes if op_name(n) == "embedding"]
+    embedded = {behind(node.args[1]): node for node in embeddings}
+    # Models of learned positions embed both.
+    if found[1] in embedded and found[0] not in embedded:
+        raise refuse(
+            embedded[found[1]],
+            f"the program's second input, {found[1].name!r}, is embedded as tokens",
+            "export forward(input_ids [1, 1], positions [1]), in this order",
+        )
 
 
 def _quoted(found: re.Match[str] | None) -> str:

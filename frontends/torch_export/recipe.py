@@ -134,7 +134,7 @@ def _fake_mode(model: Any) -> Any:
 def _check(model: Any, max_context: int) -> None:
     if not hasattr(getattr(model, "config", None), "num_attention_heads"):
         raise TileirError(
-            f"{type(model).__name__} is no transformers causal language model",
+            f"{type(model).__name__} is no transformers causal language model with attention",
             hint="export your own module with torch.export and pass the program to tileir.compile",
         )
     check_model(model)

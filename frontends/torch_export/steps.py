@@ -124,7 +124,8 @@ def _cache_shapes(config: Any, layer: int, context: int) -> dict[str, tuple[str,
     rank = getattr(config, "kv_lora_rank", None)
     if not rank:
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (1, config.num_key_value_heads, context, size)
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        shape = (1, heads, context, size)
         return {"keys": (f"k_cache_{layer}", shape), "values": (f"v_cache_{layer}", shape)}
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {
         "keys": (f"latent_cache_{layer}", (1, 1, context, rank)),

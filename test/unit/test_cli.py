@@ -136,7 +136,7 @@ def folder(tmp_path: Path) -> Path:
 
 def generate(folder: Path, session: _Session, monkeypatch: pytest.MonkeyPatch) -> int:
     facts = {"context": 64, "vocabulary": 300}
-    package = SimpleNamespace(load=lambda weights, device: session, manifest=facts)
+    package = SimpleNamespace(load=lambda *_, **__: session, manifest=facts)
     monkeypatch.setattr(tileir, "load_package", lambda path: package)
     return command("run", "m", "--weights", str(folder), "--prompt", "ab", "--max-new-tokens", "9")
 

@@ -1,19 +1,22 @@
 """Numbers that `tileir inspect` tells, against models whose sizes are known."""
 
+import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
 
 import tileir
-from test.models import arrays, spread, tiny_dsa, tiny_llama, tiny_moe
+from test import families
+from test.models import arrays, spread, tiny_dsa, tiny_llama, tiny_mla, tiny_moe, tiny_v32
 from tileir.errors import TileirError
 from tileir.frontends.torch_export import export_decode
 from tileir.package import Package
 from tileir.target import TARGETS
 from tileir.tools.figures import figures, table_of
-from tileir.tools.models import FAMILIES
+from tileir.tools.models import FAMILIES, KERNEL, REFERENCE
 
 
 def compiled(model: Any, **options: Any) -> Package:
@@ -96,4 +99,21 @@ def test_models_name_classes_of_transformers() -> None:
         found = getattr(transformers, family.transformers_class)
         assert issubclass(found, transformers.PreTrainedModel)
     names = [family.name for family in FAMILIES]
-    assert len(set(names)) == len(names) == 14
+    assert len(set(names)) == len(names)
+
+
+def test_models_are_those_that_are_tested() -> None:
+    """Dense ones in test/families.py, for which kernels are made; the others in test/models.py."""
+    configs = {getattr(transformers, kind) for kind, _ in families.FAMILIES.values()}
+    dense = {transformers.MODEL_FOR_CAUSAL_LM_MAPPING[config].__name__ for config in configs}
+    others = {type(make()).__name__ for make in (tiny_moe, tiny_mla, tiny_v32, tiny_dsa)}
+    listed: dict[str, set[str]] = {KERNEL: set(), REFERENCE: set()}
+    for family in FAMILIES:
+        listed[family.device].add(family.transformers_class)
+    assert listed == {KERNEL: dense, REFERENCE: others}
+
+
+def test_models_are_in_the_documentation() -> None:
+    text = (Path(__file__).parent.parent.parent / "docs/models.md").read_text().lower()
+    words = {re.split(r"[ \d,-]", family.name.lower())[0] for family in FAMILIES}
+    assert {word for word in words if word not in text} == set()

@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 
 from test.mistakes import package, tensors
-from tileir.errors import DeviceError, PackageError
+from tileir.errors import DeviceError
 from tileir.runtime import driver
 
 GB = 1 << 30
@@ -80,10 +81,13 @@ def test_mistake(
 
 
 def test_a_load_that_fails_gives_its_memory_back(patched: pytest.MonkeyPatch) -> None:
-    held, made_up = package("h100"), Driver()
+    held, made_up = package("h100"), Driver(fails={"cuLaunchKernel": "CUDA_ERROR_LAUNCH_FAILED"})
     patched.setattr(driver, "call", made_up.call)
-    with pytest.raises(PackageError):
-        held.load({}, "cuda:0")
+    # What the driver says it has pinned is memory of ours.
+    patched.setattr(driver.Device, "pinned", lambda self, size: np.zeros(size, np.uint8))
+    patched.setattr(driver.Device, "unpin", lambda self, array: None)
+    with pytest.raises(DeviceError, match="CUDA_ERROR_LAUNCH_FAILED"):
+        held.load(tensors(), "cuda:0")
     assert made_up.calls.count("cuMemAlloc") == made_up.calls.count("cuMemFree") > 0
     assert made_up.calls[-1] == "cuDevicePrimaryCtxRelease"
 

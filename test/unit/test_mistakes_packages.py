@@ -116,7 +116,7 @@ ROWS = [
     Mistake("device without a number", lambda f: [*RUN, "--device", "cuda:x"], ("'cuda:x'", "cuda:N")),
     Mistake("negative device", loads("virtual", "cuda:-1"), ("'cuda:-1'", "cuda:N")),
     Mistake("device that is a number", loads("virtual", 0), ("unknown device 0", "cuda:N")),
-    Mistake("no weights", lambda f: lambda: package().load(None), ("NoneType", "folder's path", "state dict")),
+    Mistake("no weights", lambda f: lambda: package().load(None), ("NoneType", "file's path", "state dict")),
     Mistake("output in no folder", output("gone", "m.tileir"),
             ("no folder", "gone", "make it, or name another with -o")),
     Mistake("output is a folder", output("model"), ("model is a folder", "model.tileir")),

@@ -16,7 +16,9 @@ RUN = ["tileir", "run", "m.tileir", "--weights", "model", "--prompt", "ab"]
 RUN += ["--device", "reference", "--max-new-tokens", "2"]
 
 
-def tensor(name: str, array: np.ndarray | None, **others: np.ndarray) -> Callable[[Path], Act]:
+def tensor(
+    name: str, array: np.ndarray | None, **others: np.ndarray | None
+) -> Callable[[Path], Act]:
     """Another tensor in the file, or none."""
 
     def prepare(folder: Path) -> Act:
@@ -82,7 +84,12 @@ ROWS = [
     Mistake("brace of the header flipped", file(lambda d: d[:8] + b"[" + d[9:]), ("model.safetensors", "again")),
     Mistake("empty file", file(lambda d: b""), ("model.safetensors", "again")),
     Mistake("a page of a web site", file(lambda d: b"<!DOCTYPE html>" * 40), ("model.safetensors", "again")),
-    Mistake("size of a tensor changed", header(lambda e: e[Q].update(shape=[64, 60])), (Q, "again")),
+    Mistake("size of a tensor changed", header(lambda e: e[NORM].update(data_offsets=[0, 8])),
+            ("model.safetensors", "overlap", "again")),
+    Mistake("wrong shape of a norm", tensor(NORM, np.ones(63, np.float32)), (NORM, "[63]", "64", "exported")),
+    Mistake("wrong shape of a matrix", tensor(Q, np.ones((64, 32), np.float32)), (Q, "[64, 32]", "64", "exported")),
+    Mistake("several missing tensors", tensor(Q, None, **{NORM: None}), (Q, NORM, "lack 2 tensors", "exported")),
+    Mistake("not a number", tensor(Q, np.full((64, 64), np.nan, np.float32)), (Q, "NaN")),
     Mistake("missing shard", index(json.dumps({"weight_map": {NORM: "a-1-of-2.safetensors"}})),
             ("model", "a-1-of-2.safetensors", "copy")),
     Mistake("index that is no JSON", index("<html>"), ("index.json", "index", "again")),

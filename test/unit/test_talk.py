@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 def talk(folder: Path, lines: str, monkeypatch: pytest.MonkeyPatch, context: int = 64) -> Echo:
     session = Echo(context)
     facts = {"context": context, "vocabulary": 300}
-    package: Any = SimpleNamespace(load=lambda weights, device: session, manifest=facts)
+    package: Any = SimpleNamespace(load=lambda *_, **__: session, manifest=facts)
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
     talker = Talker(package, folder, 8, chat=True)
     with talker.on("reference"):

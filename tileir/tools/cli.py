@@ -16,7 +16,7 @@ import tileir
 from tileir.errors import TileirError
 from tileir.passes.registry import NAMES
 from tileir.target import find_target
-from tileir.tools.messages import report, usage
+from tileir.tools.messages import report, usage, warn
 
 EXITS = (
     "Exit status: 0 all went well; 1 a mistake or a limit, told as `error:` and `hint:` on stderr; "
@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         # Text of models is UTF-8, whatever the locale says.
         stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+    warnings.showwarning = warn
     try:
         status = app(argv or ["--help"], prog_name="tileir", standalone_mode=False)
     except (TileirError, typer.TyperException, typer.Abort) as error:
@@ -160,7 +161,7 @@ def run(
     talker = Talker(loaded, weights, max_new_tokens, chat=chat)
     if prompt is not None:
         talker.check(prompt)
-    with talker.on(device):
+    with talker.on(device, quiet=quiet):
         if prompt is None:
             talker.talk(quiet=quiet)
         else:

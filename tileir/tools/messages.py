@@ -34,6 +34,11 @@ def report(error: Exception) -> int:
     return MISTAKE
 
 
+def warn(message: Warning | str, *_: object, **__: object) -> None:
+    """What `warnings` calls to show a warning: one line, without the place in our code."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
 def _print(message: str, hint: str) -> None:
     print(f"error: {message}", file=sys.stderr)
     if hint:

@@ -42,9 +42,9 @@ class Talker:
         check_prompt(self._ids(self._asked(prompt)), self._most, m["vocabulary"], m["context"])
 
     @contextmanager
-    def on(self, device: str) -> Iterator[None]:
+    def on(self, device: str, *, quiet: bool = False) -> Iterator[None]:
         """Load the weights onto a device for what is said inside."""
-        with _bar() as progress:
+        with _bar(quiet=quiet) as progress:
             session = self._package.load(self._folder, device=device, progress=progress)
         with closing(session):
             self._session = session
@@ -121,10 +121,11 @@ def _template(folder: Path) -> Callable[[list[Turn]], str]:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[int, int], None]]:
+def _bar(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on stderr while weights are read, if that is a terminal."""
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    hidden = quiet or not console.is_terminal
+    with Progress(console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("loading", total=None)
         yield lambda done, all_: bar.update(task, completed=done, total=all_)
 
