@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 from tileir.errors import TileirError
 
-# setmaxnreg acts on warpgroups (PTX ISA 9.7.19.5), so the two loader warps come with two idle ones.
+# setmaxnreg acts on warpgroups (PTX ISA 9.7.19.5), so the two loader warps and the watchdog come with an idle one.
 LOADER_WARPS = 4
 
 
@@ -45,7 +45,7 @@ class Target:
 
     @property
     def threads(self) -> int:
-        """Threads of a block: the consumer warps and a warpgroup of loaders, of which two warps work."""
+        """Threads of a block: the consumer warps and a warpgroup of two loaders, a watchdog and an idle warp."""
         return (self.consumer_warps + LOADER_WARPS) * 32
 
     @property

@@ -137,17 +137,23 @@ def compile_command(
         'tileir run smol.tileir --weights ./SmolLM2 --prompt "Once upon a time"',
         'tileir run smol.tileir --weights ./SmolLM2 --chat --prompt "What is gravity?"',
         "tileir run smol.tileir --weights ./SmolLM2 --chat",
+        'tileir run smol.tileir --weights smol.Q4_1.gguf --tokenizer ./SmolLM2 --prompt "Once"',
     )
 )
 def run(
     package: Annotated[Path, typer.Argument(help="a compiled package")],
-    weights: Annotated[Path, typer.Option(help="a folder with safetensors and tokenizer.json")],
+    weights: Annotated[
+        Path, typer.Option(help="a folder or a file of safetensors, or a GGUF file")
+    ],
     prompt: Annotated[
         str | None, typer.Option(help="text to go on from; without it, --chat asks you")
     ] = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="use the model's chat template, turn by turn")
     ] = False,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="the folder of tokenizer.json, if not that of the weights")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="how many tokens at most")] = 128,
     device: Annotated[str, typer.Option(help="auto, cuda:N, reference or reference-bf16")] = "auto",
     quiet: Quiet = False,
@@ -158,7 +164,8 @@ def run(
     from tileir.tools.talk import Talker
 
     loaded = tileir.load_package(package)
-    talker = Talker(loaded, weights, max_new_tokens, chat=chat)
+    folder = tokenizer or (weights.parent if weights.is_file() else weights)
+    talker = Talker(loaded, folder, max_new_tokens, weights=weights, chat=chat)
     if prompt is not None:
         talker.check(prompt)
     with talker.on(device, quiet=quiet):

@@ -24,13 +24,22 @@ HELP = "A line is a turn; /forget starts anew, /quit or Ctrl-D ends, Ctrl-C inte
 class Talker:
     """A package, a folder's tokenizer and, with `chat`, its chat template and the turns so far.
 
+    weights: where they are, if not in the folder.
+
     Raises TileirError for a folder without tokenizer or template.
     """
 
     def __init__(
-        self, package: Package, folder: Path, max_new_tokens: int, *, chat: bool = False
+        self,
+        package: Package,
+        folder: Path,
+        max_new_tokens: int,
+        *,
+        weights: Path | None = None,
+        chat: bool = False,
     ) -> None:
-        self._package, self._folder, self._most = package, folder, max_new_tokens
+        self._package, self._most = package, max_new_tokens
+        self._weights = weights or folder
         self._tokenizer, self._stops = load_tokenizer(folder), stop_ids(folder)
         self._render = _template(folder) if chat else None
         self._turns: list[Turn] = []
@@ -45,7 +54,7 @@ class Talker:
     def on(self, device: str, *, quiet: bool = False) -> Iterator[None]:
         """Load the weights onto a device for what is said inside."""
         with _bar(quiet=quiet) as progress:
-            session = self._package.load(self._folder, device=device, progress=progress)
+            session = self._package.load(self._weights, device=device, progress=progress)
         with closing(session):
             self._session = session
             yield
