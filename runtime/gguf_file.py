@@ -72,12 +72,18 @@ class GgufFile(Mapping[str, Any]):
         return tuple(int(n) for n in reversed(tensor.shape))
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """The tensor, bf16; f32 as it is if the file has f32. Raises KeyError."""
+        """The tensor, bf16; f32 as it is if the file has f32. Raises KeyError, PackageError for what does not read."""
         shape, tensor = self.shape(name), self._tensor(name)
-        found = _dequantised(tensor).reshape(shape)
-        for part, change in ARCHITECTURES[self._architecture].items():
-            if part in tensor.name:
-                found = change(self, tensor.name, found)
+        try:
+            found = _dequantised(tensor).reshape(shape)
+            for part, change in ARCHITECTURES[self._architecture].items():
+                if part in tensor.name:
+                    found = change(self, tensor.name, found)
+        except (ValueError, NotImplementedError, ZeroDivisionError, MemoryError) as error:
+            raise PackageError(
+                f"{self._path}: tensor {tensor.name!r} cannot be read: {error}",
+                hint="copy the file again; read are F32, F16, BF16 and quantisations that `gguf` dequantises",
+            ) from None
         return found
 
     def __iter__(self) -> Iterator[str]:

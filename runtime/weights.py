@@ -153,8 +153,11 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
                 raise ValueError(
                     f"bytes {begin} … {end} of two tensors overlap, or of one run back"
                 )
-        if any(n < 0 for e in entries.values() for n in e.get("shape", ())):
-            raise ValueError("a shape has a negative size")
+        for name, entry in entries.items():
+            if name != "__metadata__" and any(n < 0 for n in entry["shape"]):
+                raise ValueError("a shape has a negative size")
+            if name != "__metadata__" and not isinstance(entry["dtype"], str):
+                raise ValueError("a dtype is no text")
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PackageError(
             f"{file} is no safetensors file: {error}", hint="copy it again"

@@ -1,6 +1,7 @@
 """GGUF files: names, quantisations, the order of rows, damage."""
 
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,24 @@ def test_other_architectures(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(PackageError, match=r"(?s)'mamba' model.*llama, qwen2"):
         open_weights(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_flipped_bits(seed: int, tmp_path: Path, small: bytes) -> None:
+    """A clear refusal or a load, whatever bit of the header or of the list of tensors is wrong."""
+    path, random = tmp_path / "m.gguf", np.random.default_rng(seed)
+    data = bytearray(small)
+    data[int(random.integers(0, 2500))] ^= 1 << int(random.integers(0, 8))
+    path.write_bytes(bytes(data))
+    with suppress(PackageError), np.errstate(all="ignore"):
+        tensors = open_weights(path)
+        for name in tensors:
+            with suppress(KeyError):
+                assert tensors[name].shape == tensors.shape(name)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("gguf") / "m.gguf"
+    write(path, "llama", family("llama"), KINDS.Q8_0)
+    return path.read_bytes()

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +171,17 @@ def test_memory_while_weights_are_streamed(tmp_path: Path) -> None:
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert int(done.stdout) * 1024 < 250e6
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss > 0
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_flipped_bits(seed: int, tmp_path: Path) -> None:
+    """A clear refusal or a load, whatever bit of a safetensors header is wrong."""
+    path, random = tmp_path / "model.safetensors", np.random.default_rng(seed)
+    save_file({f"t{i}": np.zeros((3, i + 1), np.float32) for i in range(6)}, path)
+    data = bytearray(path.read_bytes())
+    data[int(random.integers(0, len(data) - 200))] ^= 1 << int(random.integers(0, 8))
+    path.write_bytes(bytes(data))
+    with suppress(PackageError):
+        tensors = open_weights(path)
+        for name in tensors:
+            assert tensors[name].shape == tensors.shape(name)
