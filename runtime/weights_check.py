@@ -8,9 +8,6 @@ from typing import Any
 from tileir.errors import PackageError
 from tileir.runtime.weights import usual
 
-LISTED = 10
-HALF_ROWS = 8
-
 
 def check_weights(
     recipes: Sequence[dict[str, Any]], tensors: Mapping[str, Any]
@@ -98,5 +95,4 @@ def _near(name: str, names: Iterable[str]) -> list[str]:
 
 
 def _list(lines: Sequence[str]) -> str:
-    more = [f"and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
-    return "".join(f"\n  {line}" for line in [*lines[:LISTED], *more])
+    return "".join(f"\n  {line}" for line in lines)

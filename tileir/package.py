@@ -162,8 +162,8 @@ class Package:
         tensors = weights if isinstance(weights, Mapping) else open_weights(Path(weights))
         shapes, unused = check_weights(self.packing, tensors)
         if unused:
-            names = ", ".join(unused[:5]) + (", …" if len(unused) > 5 else "")
-            warnings.warn(f"{len(unused)} tensors are not used: {names}", stacklevel=2)
+            what = "tensor is" if len(unused) == 1 else "tensors are"
+            warnings.warn(f"{len(unused)} {what} not used: {', '.join(unused)}", stacklevel=2)
         if device == "auto":
             device = "cuda:0" if PTX in self.files and _has_gpu() else "reference"
         reading = Reading(tensors, shapes, progress, check=device.startswith("reference"))

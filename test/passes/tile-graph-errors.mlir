@@ -144,9 +144,12 @@ module attributes {tileir.level = "graph", tileir.context = 16 : i64, tileir.voc
   func.func @step(%tokens: !p, %positions: !p) -> !p {
     %w = "graph.weight"() {sym_name = "w"} : () -> !w
     %x = "graph.embedding"(%w, %tokens) {scale = 1.0 : f64} : (!w, !p) -> !x
-    %a = "graph.linear"(%x, %w) : (!x, !w) -> !x
+    %g = "graph.linear"(%x, %w) : (!x, !w) -> !x
+    %u = "graph.linear"(%x, %w) : (!x, !w) -> !x
+    %m = "graph.glu"(%g, %u) {activation = "silu"} : (!x, !x) -> !x
+    %a = "graph.linear"(%m, %w) : (!x, !w) -> !x
     // expected-error @+1 {{a sum of 24 values}}
-    %y = "graph.add"(%a, %x) : (!x, !x) -> !x
+    %y = "graph.add"(%a, %m) : (!x, !x) -> !x
     %l = "graph.linear"(%y, %w) : (!x, !w) -> !x
     %t = "graph.sample"(%l) {kind = "argmax"} : (!x) -> !p
     return %t : !p

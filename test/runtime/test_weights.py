@@ -48,10 +48,6 @@ def test_every_missing_name_is_listed(package: Package, weights: Any) -> None:
         assert f"{name} (near: {name.replace('mlp.', 'ffn.')}" in said
 
 
-def test_a_long_list_is_cut(package: Package) -> None:
-    assert "and 11 more" in refusal(package, {"other": np.zeros(1, np.float32)})
-
-
 def test_every_wrong_shape_is_listed(package: Package, weights: Any) -> None:
     names = ("model.norm.weight", "model.layers.0.mlp.down_proj.weight", "lm_head.weight")
     weights |= {names[0]: weights[names[0]][:-1], names[1]: weights[names[1]][:, :-2]}
@@ -63,7 +59,7 @@ def test_every_wrong_shape_is_listed(package: Package, weights: Any) -> None:
 
 def test_what_is_not_used_is_warned_of(package: Package, weights: Any) -> None:
     weights |= {"model.layers.9.extra": np.zeros(2, np.float32), "rotary.inv_freq": np.ones(2)}
-    with pytest.warns(UserWarning, match=r"1 tensors are not used: model\.layers\.9\.extra"):
+    with pytest.warns(UserWarning, match=r"1 tensor is not used: model\.layers\.9\.extra$"):
         package.load(weights, "reference")
 
 

@@ -10,6 +10,8 @@ import pytest
 
 import tileir
 from test.mistakes import Act, Mistake, check, tensors, write_model
+from test.models import tiny_llama
+from test.runtime.test_gguf import write as write_gguf
 
 NORM, Q = "model.norm.weight", "model.layers.1.self_attn.q_proj.weight"
 RUN = ["tileir", "run", "m.tileir", "--weights", "model", "--prompt", "ab"]
@@ -67,6 +69,24 @@ def gone(folder: Path) -> Act:
     return RUN
 
 
+def extra(folder: Path) -> Act:
+    """A tensor that nothing uses: told, and no error."""
+    write_model(folder / "model", **{"model.layers.9.norm.weight": np.ones(2, np.float32)})
+    return RUN
+
+
+def gguf(change: Callable[[bytes], bytes]) -> Callable[[Path], Act]:
+    """The weights as a GGUF file, changed."""
+
+    def prepare(folder: Path) -> Act:
+        write_gguf(folder / "m.gguf", "llama", tiny_llama())
+        data = (folder / "m.gguf").read_bytes()
+        (folder / "m.gguf").write_bytes(change(data))
+        return [*RUN, "--tokenizer", "model", "--weights", "m.gguf"]
+
+    return prepare
+
+
 def renamed() -> Callable[[Path], Act]:
     return tensor(Q, None, **{Q.replace("q_proj", "q_pro"): tensors()[Q]})
 
@@ -94,6 +114,11 @@ ROWS = [
             ("model", "a-1-of-2.safetensors", "copy")),
     Mistake("index that is no JSON", index("<html>"), ("index.json", "index", "again")),
     Mistake("index without a map", index("{}"), ("index.json", "index", "again")),
+    Mistake("extra tensor", extra, ("warning", "1 tensor is not used", "model.layers.9.norm.weight"), 0),
+    Mistake("truncated GGUF", gguf(lambda d: d[:-4000]), ("m.gguf", "damaged", "again")),
+    Mistake("GGUF cut in its header", gguf(lambda d: d[:60]), ("m.gguf", "GGUF", "again")),
+    Mistake("GGUF of another kind of model", gguf(lambda d: d.replace(b"llama", b"mamba")),
+            ("m.gguf", "mamba", "llama")),
     Mistake("folder without weights", gone, ("model", "model.safetensors")),
 ]  # fmt: skip
 

@@ -533,7 +533,8 @@ class _Builder:
             raise TileirError(
                 f"a sum of {run.rows} values",
                 location=located(op),
-                hint=f"what is added behind a linear has a multiple of {TILE_ROWS} values: choose such a hidden size",
+                hint="what is added behind a linear is the embedding, another linear, a norm of whole rows, or has a "
+                f"multiple of {TILE_ROWS} values",
             )
         return self._same("tile.residual", values, channel, bases=[offset + b for b in bases])
 
