@@ -151,8 +151,8 @@ class CudaSession:
     def trace(self, position: int, steps: int = 8) -> np.ndarray:
         """Clocks of the last of `steps` steps, at `position`: [sms, rows + 1, marks] int64, as manifest["marks"] names.
 
-        The last row is the step: its begin and end, and as "received" the GPU's clock in ns when it began. States are
-        as they are. Raises TileirError for a package that was not compiled with trace=True.
+        The last row is the step: its begin and end, and as "received" and "multiplied" the GPU's timer in ns at both.
+        States are as they are. Raises TileirError for a package that was not compiled with trace=True.
         """
         if not self._trace:
             raise TileirError("this package does not trace", hint="compile it with trace=True")

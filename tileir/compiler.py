@@ -43,7 +43,7 @@ class Options:
     of which states have `pages` (0: enough for all sequences); 0: states in one piece, for one sequence. devices: GPUs,
     placed as `placement` says (specialize-gpu's candidates; "": the cheapest), their prices printed to stderr with
     `print_candidates`. absorb: attend over latents instead of what they expand to. trace: the kernel notes when each SM
-    does what in one step (tileir trace). insert: passes of upstream's or of
+    does what in one step (`tileir trace`). insert: passes of upstream's or of
     your own (tileir.passes.registry), each behind one of ours: {"tile-graph": "my-pass{count=2},cse"}.
     """
 

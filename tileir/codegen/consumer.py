@@ -39,6 +39,7 @@ def consumer(k: Kernel) -> None:
         k.row = k.arg["rows"]
         token, go = _finish_step(k, state[4])
         k.mark("end")
+        k.mark("multiplied", b.global_timer)
         return [step + 1, go, *state[:4], token]
 
     def a_row(index: Value, *carried: Value) -> list[Value]:

@@ -96,6 +96,7 @@ def compile_command(
     print_candidates: Annotated[
         bool, typer.Option("--print-candidates", help="print what placements cost")
     ] = False,
+    trace: Annotated[bool, typer.Option("--trace", help="the kernel notes its times")] = False,
     emit: Annotated[str, typer.Option(help=f"print one stop instead: {', '.join(STAGES)}")] = "",
     print_ir_after: Annotated[
         list[str] | None, typer.Option(help="print the IR after a pass")
@@ -118,7 +119,7 @@ def compile_command(
         program = export_decode(load_hf(model), max_context)
     options: dict[str, Any] = {"target": target, "tokens": tokens, "sequences": sequences}
     options |= {"page": page, "devices": devices, "placement": placement}
-    options["print_candidates"] = print_candidates
+    options |= {"print_candidates": print_candidates, "trace": trace}
     if prints:
         from tileir.compiler import stop_at
 
@@ -205,6 +206,44 @@ def inspect(
         return
     for what, how_much in table_of(found):
         print(f"{what:10} {how_much}")
+
+
+@app.command(
+    epilog=_examples(
+        "tileir trace smol.tileir --weights ./SmolLM2 --position 1000 --save step.npz",
+        "tileir trace step.npz -o step.json --picture step.png",
+    )
+)
+def trace(
+    source: Annotated[
+        Path, typer.Argument(help="a package compiled with --trace, or a saved trace")
+    ],
+    weights: Annotated[Path | None, typer.Option(help="a package's weights")] = None,
+    position: Annotated[int, typer.Option(min=8, help="positions held in the traced step")] = 1000,
+    device: Annotated[str, typer.Option(help="cuda:N")] = "cuda:0",
+    output: Annotated[
+        Path | None, typer.Option("-o", help="events for ui.perfetto.dev, as JSON")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="a picture, .png or .svg")] = None,
+    save: Annotated[Path | None, typer.Option(help="the trace itself, to be named again")] = None,
+) -> None:
+    """Say where the time of one step goes, on every SM of a GPU."""
+    from tileir.tools.trace import load_trace, record_trace
+
+    for path in (output, picture, save):
+        if path is not None:
+            _check_output(path)
+    if weights is None:
+        found = load_trace(source)
+    else:
+        found = record_trace(tileir.load_package(source), weights, position, device)
+    print(found.table())
+    if output is not None:
+        output.write_text(json.dumps(found.perfetto()))
+    if picture is not None:
+        found.picture(picture)
+    if save is not None:
+        found.save(save)
 
 
 @app.command(epilog=_examples("tileir models", "tileir models --json"))

@@ -1,0 +1,110 @@
+"""Traces: clocks of SMs that do not agree, told apart and drawn."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tileir
+from test.models import tiny_llama
+from tileir.codegen.kernel import MARKS
+from tileir.errors import TileirError
+from tileir.frontends.torch_export import export_decode
+from tileir.tools import cli
+from tileir.tools.trace import PARTS, Trace, load_trace
+
+# In ns from the step's begin: a contraction, then attention of which the second SM has no task.
+ROWS = ["contract_0", "attend_0"]
+TIMES = {
+    "begin": [[10, 500], [20, 520]],
+    "received": [[110, 700], [140, None]],
+    "multiplied": [[400, 900], [420, None]],
+    "end": [[480, 960], [500, 530]],
+    "tape_begin": [[0, None], [0, None]],
+    "tape_end": [[90, None], [95, None]],
+    "state_begin": [[None, 510], [None, None]],
+    "state_end": [[None, 690], [None, None]],
+}
+WAITED = [[50, 20], [60, 0]]
+
+
+def trace() -> Trace:
+    """The two SMs count 2 and 1.5 clocks a ns, from different numbers on, and begin 100 ns apart."""
+    clocks = np.zeros((2, 3, len(MARKS)), np.int64)
+    for sm, (rate, start, skew) in enumerate([(2.0, 10**9, 0), (1.5, 5 * 10**6, 100)]):
+        for name, times in TIMES.items():
+            for row, at in enumerate(times[sm]):
+                if at is not None:
+                    clocks[sm, row, MARKS.index(name)] = start + rate * at
+        clocks[sm, :2, MARKS.index("waited")] = [rate * w for w in WAITED[sm]]
+        step = {"begin": start, "received": 7000 + skew, "end": start + rate * 1000}
+        for name, value in (step | {"multiplied": 8000 + skew}).items():
+            clocks[sm, 2, MARKS.index(name)] = value
+    return Trace(clocks, list(MARKS), ROWS, 3_120_000, 3.12)
+
+
+def test_clocks_of_all_sms_are_one_time() -> None:
+    ns = trace().ns[..., MARKS.index("begin")]
+    assert np.allclose(ns, [[10, 500], [120, 620]])
+    assert trace().step_ns == 1100
+
+
+def test_parts_add_up() -> None:
+    parts = trace().parts()
+    assert np.allclose(parts["exchange"], [[100, 200], [120, 10]])
+    assert np.allclose(parts["weights"], [[50, 20], [60, 0]])
+    assert np.allclose(parts["work"], [[240, 180], [220, 0]])
+    assert np.allclose(parts["epilogue"], [[80, 60], [80, 0]])
+
+
+def test_table() -> None:
+    lines = trace().table().splitlines()
+    assert lines[1].split() == ["contract_0", "1", "0.1", "0.1", "0.2", "0.1", "0.5"]
+    assert lines[3].split()[:2] == ["all", "2"]
+    assert "step 1.1 µs; floor 1.0 µs: 3.1 MB at 3.12 TB/s; loss 0.1 µs" in lines[-1]
+
+
+def test_perfetto_covers_what_the_marks_say() -> None:
+    events = [e for e in trace().perfetto()["traceEvents"] if e["ph"] == "X"]
+    mine = [e for e in events if (e["pid"], e["tid"]) == (0, 0)]
+    assert [e["cat"] for e in mine] == [*PARTS, *PARTS]
+    for event, following in pairwise(mine[:4]):
+        assert event["ts"] + event["dur"] == pytest.approx(following["ts"], abs=1e-3)
+    assert {e["cat"] for e in events if e["tid"]} == {"tape", "state"}
+
+
+def test_saved_drawn_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace().save(tmp_path / "step.npz")
+    again = load_trace(tmp_path / "step.npz")
+    assert np.array_equal(again.clocks, trace().clocks)
+    assert again.table() == trace().table()
+    words = ["trace", str(tmp_path / "step.npz"), "-o", str(tmp_path / "step.json")]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*words, "--picture", str(tmp_path / "step.png")])
+    assert not ended.value.code
+    assert capsys.readouterr().out == trace().table() + "\n"
+    assert json.loads((tmp_path / "step.json").read_text()) == trace().perfetto()
+    assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    (tmp_path / "step.npz").write_text("no archive")
+    with pytest.raises(TileirError, match=r"(?s)is no trace.*--save"):
+        load_trace(tmp_path / "step.npz")
+    with pytest.raises(TileirError, match=r"(?s)no picture.*\.svg"):
+        trace().picture(tmp_path / "step.gif")
+
+
+def test_kernels_that_trace_and_those_that_do_not() -> None:
+    """Tracing costs nothing where it is off: the clock is not read but by the watchdog."""
+    program = export_decode(tiny_llama(), 32)
+    plain, traced = (tileir.compile(program, target="h100", trace=t) for t in (False, True))
+    assert plain.manifest["memory"]["trace"] == 0
+    rows, marks = len(traced.manifest["table"]), len(traced.manifest["marks"])
+    assert traced.manifest["memory"]["trace"] == 132 * (rows + 1) * marks * 8
+    assert "globaltimer" in traced.ptx
+    assert "globaltimer" not in plain.ptx
+    assert plain.ptx.count("%clock64") == 2
+    assert traced.manifest["assembled"]["spill_bytes"] == 0

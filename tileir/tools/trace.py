@@ -1,0 +1,189 @@
+"""Where a step's time goes: the clocks of a kernel that traces, as a table, a Perfetto file and a picture.
+
+`CudaSession.trace` notes, on every SM, when each row of the phase table begins, has its input, has multiplied and ends
+(warp 0), and when the loaders are at it. SMs count their own clocks; the GPU's timer, which all share, ties them.
+"""
+
+import json
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tileir.errors import TileirError
+from tileir.package import Package
+
+# What warp 0 does between two marks of a row.
+PARTS = ("exchange", "weights", "work", "epilogue")
+COLOURS = {"exchange": "#d95f02", "weights": "#7570b3", "work": "#1b9e77", "epilogue": "#66a61e"}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One step. clocks: [sms, rows + 1, marks] int64, the last row being the step. rows: each row's body.
+
+    bytes: of weights and KV that the step reads; stream_tbps: at which the target can stream them, TB/s.
+    """
+
+    clocks: np.ndarray
+    marks: list[str]
+    rows: list[str]
+    bytes: int
+    stream_tbps: float
+
+    def save(self, path: Path) -> None:
+        """As a NumPy archive."""
+        facts = json.dumps({"marks": self.marks, "rows": self.rows, "bytes": self.bytes,
+                            "stream_tbps": self.stream_tbps})  # fmt: skip
+        with path.open("wb") as stream:
+            np.savez_compressed(stream, clocks=self.clocks, facts=np.array(facts))
+
+    @cached_property
+    def ns(self) -> np.ndarray:
+        """Every mark's time in ns from the step's first, [sms, rows, marks] f64; NaN where there is none."""
+        step = self.clocks[:, -1].astype(np.float64)
+        begin, timer, timer_end, end = (step[:, self.marks.index(n)] for n in _STEP)
+        rate = (timer_end - timer) / (end - begin)
+        marks = self.clocks[:, :-1].astype(np.float64)
+        found = timer[:, None, None] + (marks - begin[:, None, None]) * rate[:, None, None]
+        inside = (marks >= begin[:, None, None]) & (marks <= end[:, None, None])
+        waited = self.marks.index("waited")
+        found[..., waited] = marks[..., waited] * rate[:, None] + timer.min()
+        inside[..., waited] = True
+        return np.where(inside, found - timer.min(), np.nan)
+
+    @property
+    def step_ns(self) -> float:
+        """From the first SM's beginning to the last one's end."""
+        step = self.clocks[:, -1]
+        first, last = self.marks.index("received"), self.marks.index("multiplied")
+        return float(step[:, last].max() - step[:, first].min())
+
+    def parts(self) -> dict[str, np.ndarray]:
+        """What warp 0 did of each row, in ns, [sms, rows]: PARTS. A row without tasks on an SM is all exchange."""
+        at = {name: self.ns[..., i] for i, name in enumerate(self.marks)}
+        begin, end = at["begin"], at["end"]
+        received = np.where(at["received"] >= begin, at["received"], np.nan)
+        multiplied = np.where(at["multiplied"] >= received, at["multiplied"], np.nan)
+        busy = ~np.isnan(multiplied) & (multiplied <= end)
+        waited = np.minimum(at["waited"], np.where(busy, multiplied - received, 0))
+        return {
+            "exchange": np.where(busy, received - begin, end - begin),
+            "weights": np.where(busy, waited, 0.0),
+            "work": np.where(busy, multiplied - received - waited, 0.0),
+            "epilogue": np.where(busy, end - multiplied, 0.0),
+        }
+
+    def table(self) -> str:
+        """µs a step of each kind of stage, a mean over SMs, and the loss against the floor."""
+        parts = self.parts()
+        kinds = list(dict.fromkeys(self.rows))
+        lines = [f"{'stage':14}{'rows':>6}" + "".join(f"{p:>11}" for p in PARTS) + f"{'sum':>11}"]
+        for kind in [*kinds, "all"]:
+            mine = [i for i, body in enumerate(self.rows) if kind in (body, "all")]
+            micro = [float(parts[p][:, mine].sum(1).mean()) / 1e3 for p in PARTS]
+            figures = "".join(f"{m:11.1f}" for m in [*micro, sum(micro)])
+            lines.append(f"{kind:14}{len(mine):6}{figures}")
+        floor = self.bytes / self.stream_tbps / 1e6
+        step = self.step_ns / 1e3
+        lines.append(
+            f"step {step:.1f} µs; floor {floor:.1f} µs: {self.bytes / 1e6:.1f} MB at {self.stream_tbps} TB/s; "
+            f"loss {step - floor:.1f} µs"
+        )
+        return "\n".join(lines)
+
+    def perfetto(self) -> dict[str, Any]:
+        """Trace events for ui.perfetto.dev: a process an SM, a thread a role; times in µs."""
+        names = {0: "consumer", 1: "tape loader", 2: "state loader"}
+        events: list[dict[str, Any]] = []
+        for sm in range(len(self.clocks)):
+            about = {"ph": "M", "pid": sm}
+            events.append(about | {"name": "process_name", "args": {"name": f"SM {sm}"}})
+            for role, name in names.items():
+                events.append(about | {"name": "thread_name", "tid": role, "args": {"name": name}})
+        parts, ns = self.parts(), self.ns
+        for sm, row in np.ndindex(*ns.shape[:2]):
+            at = float(ns[sm, row, self.marks.index("begin")])
+            for part in PARTS:
+                took = float(parts[part][sm, row])
+                if took > 0:
+                    events.append(self._event(sm, 0, row, part, at, took))
+                    at += took
+            for role, name in ((1, "tape"), (2, "state")):
+                first, last = (
+                    ns[sm, row, self.marks.index(f"{name}_{e}")] for e in ("begin", "end")
+                )
+                if last > first:
+                    events.append(self._event(sm, role, row, name, first, last - first))
+        return {"traceEvents": events, "displayTimeUnit": "ns"}
+
+    def _event(self, sm: int, role: int, row: int, part: str, at: float, took: float) -> Any:
+        times = {"ts": round(at / 1e3, 3), "dur": round(took / 1e3, 3)}
+        facts = {"args": {"row": row}, "cat": part}
+        return (
+            {"ph": "X", "pid": sm, "tid": role, "name": f"{self.rows[row]} {part}"} | times | facts
+        )
+
+    def picture(self, path: Path) -> None:
+        """Time across, SMs down, coloured by what warp 0 does; PNG or SVG by the path's suffix.
+
+        Raises TileirError without matplotlib, or for another suffix.
+        """
+        if path.suffix not in (".png", ".svg"):
+            raise TileirError(f"{path}: no picture is made of that kind", hint="name .png or .svg")
+        try:
+            import matplotlib
+        except ImportError:
+            raise TileirError("matplotlib is missing", hint="pip install 'tileir[trace]'") from None
+        matplotlib.use("agg")
+        from matplotlib import pyplot
+        from matplotlib.patches import Patch
+
+        figure, axes = pyplot.subplots(figsize=(14, 6), layout="constrained")
+        begin = self.ns[..., self.marks.index("begin")]
+        parts = self.parts()
+        for sm in range(len(begin)):
+            at = begin[sm].copy()
+            for part in PARTS:
+                took = parts[part][sm]
+                bars = [(a / 1e3, t / 1e3) for a, t in zip(at, took, strict=True) if t > 0]
+                axes.broken_barh(bars, (sm, 1), color=COLOURS[part], linewidth=0, rasterized=True)
+                at = at + took
+        axes.set(xlabel="µs", ylabel="SM", xlim=(0, self.step_ns / 1e3), ylim=(len(begin), 0))
+        handles = [Patch(color=COLOURS[p], label=p) for p in PARTS]
+        axes.legend(handles=handles, ncols=len(PARTS), loc="lower center", bbox_to_anchor=(0.5, 1))
+        figure.savefig(path, dpi=110)
+        pyplot.close(figure)
+
+
+# Of the step: its begin and end in the SM's clocks, and between them, at the same moments, the GPU's timer in ns.
+_STEP = ("begin", "received", "multiplied", "end")
+
+
+def record_trace(package: Package, weights: Path, position: int, device: str) -> Trace:
+    """Trace one step on a GPU, at a position. Raises TileirError for a package that does not trace, DeviceError."""
+    if not package.manifest["memory"]["trace"]:
+        raise TileirError("this package does not trace", hint="tileir compile MODEL --trace")
+    if not device.startswith("cuda"):
+        raise TileirError(f"device {device!r} has no clocks", hint="a GPU traces: cuda:N")
+    from tileir.tools.figures import figures
+
+    facts = figures(package, position)["token"]
+    with closing(package.load(weights, device)) as session:
+        clocks = session.trace(position)  # type: ignore[attr-defined]  # a CudaSession, by its device
+    m = package.manifest
+    return Trace(clocks, m["marks"], m["row_bodies"], facts["bytes"], facts["stream_tbps"])
+
+
+def load_trace(path: Path) -> Trace:
+    """A trace that `Trace.save` has written. Raises TileirError."""
+    try:
+        with np.load(path) as held:
+            return Trace(held["clocks"], **json.loads(str(held["facts"])))
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise TileirError(
+            f"{path} is no trace: {error}", hint="`tileir trace PACKAGE --save PATH` writes one"
+        ) from None
