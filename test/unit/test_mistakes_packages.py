@@ -4,6 +4,7 @@ import json
 import resource
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -143,20 +144,23 @@ def test_mistake(
     check(row, folder, capsys, monkeypatch)
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """The kernel refuses files of more than 4 KB, as a full disk would."""
+    """The kernel refuses files of more than 4 KB, as a full disk would: also pytest's own output, if it goes to one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_write_that_fails_keeps_the_old_package(tmp_path: Path, small_files: None) -> None:
-    path = tmp_path / "m.tileir"
+def test_a_write_that_fails_keeps_the_old_package(tmp_path: Path) -> None:
+    path, held = tmp_path / "m.tileir", package()
     path.write_bytes(b"old")
-    with pytest.raises(Exception, match=r"cannot write .*m\.tileir: File too large\n  .*has room"):
-        package().save(path)
+    said = r"cannot write .*m\.tileir: File too large\n  .*has room"
+    with pytest.raises(Exception, match=said), small_files():
+        held.save(path)
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["m.tileir"]
 
