@@ -24,7 +24,8 @@ LIMIT_CLOCKS = 4_000_000_000  # about 2 s at 1.98 GHz
 class CudaSession:
     """A loaded package on one GPU. Not for several threads at once.
 
-    tensors: arrays by state-dict name, packed on the GPU. index: the GPU's number.
+    tensors: arrays by state-dict name, packed on the GPU. index: the GPU's number. `launch`: how kernels are launched,
+    by the names of manifest["launch_limits"], which has each one's least and most.
     Raises DeviceError for a GPU that is not there, of another generation or too small, PackageError for weights that do
     not fit.
     """
@@ -36,6 +37,7 @@ class CudaSession:
         index: int = 0,
     ) -> None:
         self.manifest = package.manifest
+        self.launch: dict[str, int] = dict(package.manifest["launch"])
         ptx, recipe = package.ptx, package.packing[0]
         d = self._device = Device(index)
         try:
@@ -188,7 +190,10 @@ class CudaSession:
             *(self._table, self._prompt, self._stops, self._logits, self._control),
             *(self._mailbox_device, self._trace),
         )
-        words = (len(m["table"]), len(ids), steps, self._epoch, position, len(stop_ids), steps - 1)
+        words = (
+            *(len(m["table"]), len(ids), steps, self._epoch, position, len(stop_ids), steps - 1),
+            *(self.launch[name] for name in ("tape_window", "alone_bytes")),
+        )
         arguments: list[tuple[int, Any]] = [(p, ctypes.c_void_p) for p in pointers]
         arguments += [(w, ctypes.c_uint32) for w in words]
         arguments.append((LIMIT_CLOCKS, ctypes.c_uint64))

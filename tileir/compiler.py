@@ -195,7 +195,7 @@ def _insert(pipeline: str, behind: Mapping[str, str]) -> str:
 
 def _manifest(plans: list[Plan], recipes: list[dict[str, Any]]) -> dict[str, Any]:
     """The manifest; what is told of a GPU is told of the first one."""
-    plan, recipe = plans[0], recipes[0]
+    plan, recipe, tape = plans[0], recipes[0], plans[0].rings["tape"]
     return {
         "target": plan.target.name,
         "chip": plan.target.chip,
@@ -215,6 +215,8 @@ def _manifest(plans: list[Plan], recipes: list[dict[str, Any]]) -> dict[str, Any
             "bytes": REPORT_BYTES,
             "waits": list(WAIT_CODES.values()),
         },
+        "launch": {"tape_window": tape.window, "alone_bytes": plan.target.alone_bytes},
+        "launch_limits": {"tape_window": [1, tape.slots], "alone_bytes": [0, 1 << 20]},
         "marks": list(MARKS),
         "bodies": [body.name for body in plan.bodies],
         "row_bodies": [get(row, "body") for row in plan.rows],

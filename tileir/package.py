@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from tileir.errors import DeviceError, PackageError
 
-SCHEMA = 3
+SCHEMA = 4
 MANIFEST = "manifest.json"
 ENGINE, PACKING, PTX = "engine.mlir", "packing.json", "device_0.ptx"
 _KNOWN = (ENGINE, PACKING, PTX)

@@ -20,6 +20,7 @@ class Target:
     smem_bytes: dynamic shared memory a block may have.
     slot_bytes: bytes of one ring slot, a multiple of 1024.
     window: copies of a ring on their way at once; their bytes, over a copy's latency, bound the bandwidth.
+    alone_bytes: old rows of a kv head, keys and values, that one split takes alone at most: more are worth a combine.
     stream_tbps: measured streaming read, TB/s; hop_us: one packet exchange, µs. Both feed the cost model.
     chip, ptx: what LLVM and ptxas are told; empty chip means that no PTX is made.
     """
@@ -33,6 +34,7 @@ class Target:
     smem_bytes: int
     slot_bytes: int
     window: int
+    alone_bytes: int
     stream_tbps: float
     hop_us: float
     chip: str = ""
@@ -64,6 +66,7 @@ _H100 = Target(
     smem_bytes=232448,
     slot_bytes=16384,
     window=3,
+    alone_bytes=32768,
     stream_tbps=3.12,
     hop_us=1.0,
     chip="sm_90a",
@@ -83,6 +86,7 @@ TARGETS = {
             consumer_warps=4,
             slot_bytes=65536,
             smem_bytes=1 << 21,
+            alone_bytes=1024,
             chip="",
             ptx=0,
         ),

@@ -5,16 +5,16 @@ warp's at once, those of its number in each slot, and lanes beyond D/8 hold zero
 softmax (Milakov, Gimelshein 2018), in powers of two; groups meet once per task.
 """
 
-from functools import partial
+from functools import partial as partial_
 from typing import Any
 
 from tileir.codegen import builder as b
 from tileir.codegen.epilogue import LOG2E, soft_cap
 from tileir.codegen.exchange import poll_at, publish_float, publish_pair
 from tileir.codegen.kernel import Kernel
-from tileir.codegen.loaders import split_rows
+from tileir.codegen.loaders import alone, is_alone, split_rows
 from tileir.codegen.plan import Body
-from tileir.dialect.attributes import get, static_shape
+from tileir.dialect.attributes import get, name_of, static_shape
 from tileir.scheduling.assign import rows_a_slot
 
 Value = Any
@@ -47,6 +47,15 @@ class Attend:
         def a_task(i: Value, slot: Value, parity: Value) -> list[Value]:
             task = first + i
             group, split = task // self.splits, task % self.splits
+            idle = b.both(alone(k, self.op), b.ne(split, 0))
+            return b.if_(
+                idle,
+                lambda: [slot, parity],
+                lambda: a_part(group, split, slot, parity),
+                ["i32"] * 2,
+            )
+
+        def a_part(group: Value, split: Value, slot: Value, parity: Value) -> list[Value]:
             with k.thread_here(), k.words_again():
                 self._receive(group)
             k.consumers_meet()
@@ -95,7 +104,7 @@ class Attend:
         words = poll_at(k, places, together=True)
         for index, word in zip(indices, words, strict=True):
             to = b.at(self.x, index * 4)
-            b.if_(b.ult(index, pairs), partial(b.store, word, to, 4))
+            b.if_(b.ult(index, pairs), partial_(b.store, word, to, 4))
 
     def _row(self, offset: int) -> list[Value]:
         """This lane's 8 values of a row in shared memory at byte `offset` of x."""
@@ -211,37 +220,56 @@ class Attend:
             b.store(b.vec(top, weight), b.at(row, None, at + self.size * 4), 8)
 
     def _publish(self, group: Value, split: Value) -> None:
-        """Join the warps' states; one thread a value."""
-        k = self.k
-        channel = k.operand(self.body, list(self.op.operation.operands)[0])
-        values = self.groups * self.size
+        """Join the warps' states, a thread two values; publish the result, or the split's part of it."""
+        k, half = self.k, self.size // 2
+        partial, *_ = self.op.operation.operands
+        part = k.operand(self.body, partial)
+        finish = [o for o in self.op.operation.regions[0].blocks[0] if name_of(o) == "tile.finish"]
+        result = k.operand(self.body, finish[0].operands[0])
+        pairs = self.groups * half
 
         def one(index: Value) -> None:
-            g, i = index // self.size, index % self.size
+            g, i = index // half, index % half
             row = b.at(k.smem, g * self.part_row)
-            value_at = b.at(row, i * 4)
+            values_at = b.at(row, i * 8)
             states, sums = [], []
             for w in range(k.plan.warps):
                 at = k.plan.part_offset + w * self.groups * self.part_row
                 pair = b.load("vector<2xf32>", b.at(row, None, at + self.size * 4), 8)
                 states.append(b.elements(pair, 2))
-                sums.append(b.load("f32", b.at(value_at, None, at), 4))
+                sums.append(b.elements(b.load("vector<2xf32>", b.at(values_at, None, at), 8), 2))
             top = b.tree([t for t, _ in states], b.fmax)
             factors = [b.exp2(t - top) for t, _ in states]
             weight = b.total([f * w for f, (_, w) in zip(factors, states, strict=True)])
-            sum_ = b.total([f * v for f, v in zip(factors, sums, strict=True)])
-            packet = ((group * self.groups + g) * self.splits + split) * (self.size + 2)
-            publish_float(k, channel, packet + i, sum_)
+            low, high = (
+                b.total([f * v[e] for f, v in zip(factors, sums, strict=True)]) for e in (0, 1)
+            )
 
-            def statistics() -> None:
-                publish_float(k, channel, packet + self.size, top)
-                publish_float(k, channel, packet + (self.size + 1), weight)
+            def whole() -> None:
+                share = b.reciprocal(weight)
+                word = b.pack(low * share, high * share)
+                publish_pair(k, result, group * pairs + index, word)
 
-            b.if_(b.eq(i, 0), statistics)
+            def split_part() -> None:
+                head = group * self.groups + g
+                packet = (head * self.splits + split) * (self.size + 2)
+                publish_float(k, part, packet + i * 2, low)
+                publish_float(k, part, packet + (i * 2 + 1), high)
 
-        for n in range(-(-values // k.plan.threads)):
+                def statistics() -> None:
+                    publish_float(k, part, packet + self.size, top)
+                    publish_float(k, part, packet + (self.size + 1), weight)
+
+                b.if_(b.eq(i, 0), statistics)
+
+            if self.splits == 1:
+                whole()
+            else:
+                b.if_(alone(k, self.op), whole, split_part)
+
+        for n in range(-(-pairs // k.plan.threads)):
             index = k.tid + n * k.plan.threads
-            b.if_(b.ult(index, values), partial(one, index))
+            b.if_(b.ult(index, pairs), partial_(one, index))
 
 
 def _values(words: Value) -> list[Value]:
@@ -276,6 +304,8 @@ def combine(k: Kernel, body: Body) -> None:
     size, threads = row - 2, k.plan.threads
     source, channel = k.operand(body, partials), k.operand(body, op.operation.operands[0])
     first, count = k.share(heads)
+    # Where one split has all rows, attention has filled the channel.
+    count = b.select(is_alone(k, size, splits, get(region, "window")), 0, count)
     sets = threads // size
     assert sets, f"{threads} threads for head size {size}"
     lane, group = k.tid % size, k.tid // size

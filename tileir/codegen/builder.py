@@ -56,7 +56,7 @@ def _compare(predicate: str) -> Callable[[Value, Any], Value]:
     return _operator(partial(arith.cmpi, getattr(arith.CmpIPredicate, predicate)))
 
 
-eq, ne, ult, uge = (_compare(p) for p in ("eq", "ne", "ult", "uge"))
+eq, ne, ult, ule, uge = (_compare(p) for p in ("eq", "ne", "ult", "ule", "uge"))
 eq_float = _operator(None, partial(arith.cmpf, arith.CmpFPredicate.OEQ))
 umin = _operator(arith.minui)
 umax = _operator(arith.maxui)

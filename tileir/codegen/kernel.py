@@ -36,6 +36,8 @@ ARGUMENTS = {
     "position_base": "i32",  # the first step's position
     "stop_count": "i32",
     "traced_step": "i32",
+    "tape_window": "i32",  # copies of the tape on their way at once
+    "alone_bytes": "i32",  # old rows of a kv head, k and v, that one split takes alone
     "limit": "i64",
 }
 REPORT_OFFSET, REPORT_BYTES = 256, 32
@@ -214,6 +216,10 @@ class Kernel:
             return nvvm.mbarrier_try_wait(barrier, parity, results=[b.type_of("i1")]), []
 
         self.spin(attempt, [], code, detail, every)
+
+    def window(self, ring: Ring) -> Value:
+        """Copies of a ring that may be on their way at once."""
+        return self.arg["tape_window"] if ring.name == "tape" else b.const(ring.window)
 
     def full(self, ring: Ring, slot: Value) -> Value:
         """The mbarrier that says that a slot holds data."""

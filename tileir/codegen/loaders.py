@@ -96,15 +96,33 @@ def state_loader(k: Kernel) -> None:
 
 def split_rows(k: Kernel, op: Any, split: Value) -> tuple[Value, Value]:
     """First old row of a split at the step's position, and how many (docs/ir.md, state order)."""
-    splits, window = get(op, "splits"), get(op, "window")
-    low = b.const(0)
-    if window:
-        reach = k.position + 1
-        low = b.select(b.ult(reach, window), 0, reach - b.umin(reach, window))
-    chunk = (k.position - low + (splits - 1)) // splits
+    splits = get(op, "splits")
+    low = _first_seen(k, get(op, "window"))
+    old = k.position - low
+    chunk = b.select(alone(k, op), old, (old + (splits - 1)) // splits)
     first = b.umin(low + split * chunk, k.position)
     last = b.umin(first + chunk, k.position)
     return first, last - first
+
+
+def alone(k: Kernel, op: Any) -> Value:
+    """As is_alone, of an attend or its fill."""
+    return is_alone(k, *(get(op, n) for n in ("head_size", "splits", "window")))
+
+
+def is_alone(k: Kernel, size: int, splits: int, window: int) -> Value:
+    """Whether one split takes all old rows at the step's position (docs/ir.md, attention)."""
+    if splits == 1:
+        return b.const(True, "i1")
+    old = k.position - _first_seen(k, window)
+    return b.ule(old * (4 * size), k.arg["alone_bytes"])
+
+
+def _first_seen(k: Kernel, window: int) -> Value:
+    if not window:
+        return b.const(0)
+    reach = k.position + 1
+    return b.select(b.ult(reach, window), 0, reach - b.umin(reach, window))
 
 
 def _marked_states(k: Kernel, ring: Ring, body: Body, slot: Value, parity: Value) -> list[Value]:
@@ -191,17 +209,21 @@ def _copy(
 
 def _in_window(k: Kernel, ring: Ring, slot: Value, parity: Value) -> None:
     """Until the copy of `window` slots ago has landed; before there was one, a fresh barrier says yes."""
-    wrap = b.i32(b.ult(slot, ring.window))
-    behind = slot - ring.window + wrap * ring.slots
+    window = k.window(ring)
+    wrap = b.i32(b.ult(slot, window))
+    behind = slot - window + wrap * ring.slots
     k.wait(k.full(ring, behind), parity ^ wrap ^ 1, WINDOW, slot)
 
 
 def _drain(k: Kernel, ring: Ring, slot: Value, parity: Value) -> None:
     """The block must outlive the copies into it."""
     k.epoch = k.row = b.const(0)
-    for _ in range(ring.window):
+
+    def a_slot(_n: Value, slot: Value, parity: Value) -> list[Value]:
         _in_window(k, ring, slot, parity)
-        slot, parity = k.advance(ring, slot, parity)
+        return list(k.advance(ring, slot, parity))
+
+    b.for_(b.const(0), k.window(ring), [slot, parity], a_slot)
 
 
 def _finished(k: Kernel) -> Value:

@@ -256,7 +256,7 @@ def _unsupported_map(op: Any) -> Iterator[tuple[str, str]]:
 
 
 def _unsupported_attend(op: Any) -> Iterator[tuple[str, str]]:
-    *pieces, _ = op.regions[0].blocks[0]
+    pieces = [o for o in op.regions[0].blocks[0] if name_of(o) not in ("tile.finish", "tile.yield")]
     names = [name_of(o) for o in pieces]
     size = get(op, "head_size")
     whole = all((get(o, "size"), get(o, "offset") % 2) == (size, 0) for o in pieces)

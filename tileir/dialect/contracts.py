@@ -14,7 +14,18 @@ _REGION_OPS = tuple(
         *("segment", "rms_norm", "bias", "residual", "rope", "glu", "sigmoid", "weigh", "relu_sum"),
         *("activate", "scale", "softcap"),
         *("append", "publish", "logits", "candidate", "experts", "rows", "query", "key", "value"),
-        *("gather", "lookup", "combine", "load", "sum", "plus", "layer_norm", "rotate", "store"),
+        *(
+            "gather",
+            "finish",
+            "lookup",
+            "combine",
+            "load",
+            "sum",
+            "plus",
+            "layer_norm",
+            "rotate",
+            "store",
+        ),
         "yield",
     )
 )

@@ -517,8 +517,14 @@ class LookupOp(Tile.Operation, name="lookup"):
     result: Result[ir.F32Type]
 
 
+class FinishOp(Tile.Operation, name="finish"):
+    """Attend: the channel of the combine, which a split that has all old rows fills itself, its result normalised."""
+
+    channel: Operand[Tensor]
+
+
 class CombineOp(Tile.Operation, name="combine"):
-    """Map: attention's output of head `row` from all splits' partial results."""
+    """Map: attention's output of head `row` from all splits' partial results, unless one split has finished alone."""
 
     partial: Operand[Tensor]
     result: Result[ir.F32Type]

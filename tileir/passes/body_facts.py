@@ -6,7 +6,7 @@ from typing import Any
 
 from tileir.dialect.attributes import get, name_of, place_of, static_shape, walk
 from tileir.dialect.tile import BLOCK_K, HALF_ROWS, TILE_ROWS, padded
-from tileir.scheduling.problem import Body, Choice, OwnRow, Places, Stream, Whole
+from tileir.scheduling.problem import Alone, Body, Choice, OwnRow, Places, Stream, Whole
 
 Facts = dict[str, Any]
 Number = Callable[[Any], int]
@@ -111,6 +111,7 @@ def _old_rows(op: Any, role: str, states: tuple[int, ...], of: int | None = None
         groups=groups,
         head_size=get(op, "head_size"),
         window=get(op, "window"),
+        alone=get(op, "alone"),
         arguments=states,
         of=of,
     )
@@ -262,10 +263,18 @@ def _attend(op: Any, number: Number) -> Facts:
         assert piece is not None
         facts = (share, 0, piece.step, piece.bases, piece.width)
         reads.append(Places(piece.argument, 0, space, *facts))
+    finishes, alone = None, None
+    for o in walk(attend, "tile.finish"):
+        # One piece a group: its first split's.
+        whole = shared * value
+        finishes = Places(number(o.operands[0]), 0, groups, groups, whole, 0, (0,), whole)
+        alone = Alone(get(attend, "alone"), get(attend, "window"), splits)
     return {
         "tasks": get(attend, "tasks", space),
         "space": space,
         "out": number(partial),
+        "alone": alone,
+        "finishes": finishes,
         "reads": tuple(reads),
         "writes": (
             Places(number(partial), 0, space, splits, row, shared * splits * row, bases, row),
@@ -318,6 +327,11 @@ def _map(op: Any, number: Number) -> Facts:
     for o in combines:
         size = prod(static_shape(o.operands[0])[2:])
         reads.append(places(o.operands[0], 0, size, size))
+    alone = None
+    for o in combines:
+        if get(o, "alone"):
+            splits = static_shape(o.operands[0])[2]
+            alone = Alone(get(o, "alone"), get(o, "window"), splits)
     (yielded,) = list(region)[-1].operands
     appends = []
     for o in walk(made, "tile.store"):
@@ -331,6 +345,7 @@ def _map(op: Any, number: Number) -> Facts:
         "reads": tuple(reads),
         "writes": (places(out, 0, row, row),),
         "appends": tuple(appends),
+        "alone": alone,
         "chosen": any(get(o, "of") == "choice" for o in lookups),
     }
 

@@ -8,7 +8,7 @@ from tileir.dialect.attributes import build, get, name_of, put, walk
 from tileir.dialect.tile import ROUTE_FACTS, source_of
 from tileir.mlir import ir
 from tileir.passes.base import Pass
-from tileir.passes.dataflow import decided
+from tileir.passes.dataflow import decided, readers
 from tileir.passes.parts import part_of
 from tileir.target import find_target
 
@@ -29,7 +29,7 @@ NAMES = {
     "tile.contract": "linear",
 }
 SELECTED = {"route": "routing", "top_k": "indices"}
-STREAM = ("heads", "kv_heads", "groups", "head_size", "value_size", "window", "splits")
+STREAM = ("heads", "kv_heads", "groups", "head_size", "value_size", "window", "splits", "alone")
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,7 @@ class _Outliner:
         for number, op in enumerate(stages):
             part = part_of(op.operation, self.index)
             if part is not None:
+                _finish(op, part)
                 parts.append((number, op, part))
         used = {v for _, op, part in parts for v in (*_operands(part), op.operation.results[0])}
         self._declare(function, stages, used)
@@ -214,6 +215,16 @@ class _Outliner:
         self.rows.append((op.operation.location, row))
 
 
+def _finish(op: Any, part: Any) -> None:
+    """Attention whose split may be alone gets its combine's channel, to finish there."""
+    if name_of(op) != "tile.attend" or not get(op, "alone"):
+        return
+    (combine,) = readers(op.operation.results[0])
+    end = list(part.regions[0].blocks[0])[-1]
+    with ir.InsertionPoint(end), op.operation.location:
+        build("tile.finish", [combine.parent.results[0]])
+
+
 def _stem(op: Any) -> str:
     """A body's name without number: its kind, a map's by what it computes."""
     if name_of(op) != "tile.map":
@@ -267,6 +278,7 @@ def _contract(op: Any, arguments: dict[Any, Any]) -> None:
             "head_size": k,
             "window": 0,
             "splits": get(op, "splits"),
+            "alone": 0,
         }
         stream["tasks"] = get(op, "splits")
         facts |= {"splits": get(op, "splits"), "own": get(statement, "offset")}
@@ -291,7 +303,7 @@ def _contract(op: Any, arguments: dict[Any, Any]) -> None:
 
 def _attend(op: Any, arguments: dict[Any, Any]) -> None:
     partial, *states = list(arguments.values())[: 1 + len(op.operation.operands)]
-    stream = {"ring": "state"} | {n: get(op, n) for n in STREAM}
+    stream = {"ring": "state"} | {n: get(op, n, 0) for n in STREAM}
     stream["tasks"] = get(op, "tasks") or get(op, "groups") * get(op, "splits")
     rest = {n: get(op, n) for n in ("scale", "softcap")}
     gather = [arguments[o.operands[0]] for o in walk(op, "tile.gather")]

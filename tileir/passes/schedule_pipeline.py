@@ -1,11 +1,13 @@
 """schedule-pipeline: order stages in time and even out the SMs' load."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 from tileir.dialect.attributes import get, name_of, put, walk
 from tileir.dialect.tile import source_of
 from tileir.passes.base import Pass
+from tileir.scheduling.assign import next_rotation
 from tileir.scheduling.pipeline import phases, rotations
 from tileir.target import find_target
 
@@ -20,8 +22,8 @@ class SchedulePipelinePass(Pass):
     each other share one), and stages stand in their phases' order, within one those first that wait for no choice of
     experts or positions. They have `rotation`, where their tasks start on
     the SMs: where the contract before left off, so that the SMs stream nearly the same bytes
-    over a step and the ring absorbs the rest. The module has `tileir.rings`; how many slots fit is
-    allocate-memory's to say.
+    over a step and the ring absorbs the rest. Maps of one phase start on SMs of their own. The module has
+    `tileir.rings`; how many slots fit is allocate-memory's to say.
 
         module attributes {tileir.rings = {slot_bytes = 16384, window = 3}}
         "tile.contract"(…) {phase = 1, rotation = 72, …}
@@ -42,6 +44,10 @@ class SchedulePipelinePass(Pass):
         levels = sorted(levels)
         tiles = [_static_tiles(op) for op in stages]
         starts = rotations(tiles, target.sms)
+        for i, (before, op) in enumerate(pairwise(stages), 1):
+            # Maps that do not wait for each other run beside each other.
+            if levels[i - 1] == levels[i] and name_of(before) == name_of(op) == "tile.map":
+                starts[i] = next_rotation(starts[i - 1], get(before, "rows"), target.sms)
         for op, phase, rotation in zip(stages, levels, starts, strict=True):
             put(op, phase=phase, rotation=rotation)
         rings = {"slot_bytes": target.slot_bytes, "window": target.window}

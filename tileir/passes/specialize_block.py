@@ -25,7 +25,8 @@ class SpecializeBlockPass(Pass):
     ranges of its tile space, as equal as possible. Each takes the channel of the one before as
     `into` and goes on filling it; ranges that make candidates have a channel each, and select reads
     all. Attention has groups whose queries fit an SM, and as many splits as the cost model finds cheapest at half
-    the context; so have scores of a state's rows. Candidates are one record an SM of every GPU. The module knows its
+    the context; so have scores of a state's rows. Up to `alone` old rows are one split's, which then needs no combine;
+    attention and its combine both know that number. Candidates are one record an SM of every GPU. The module knows its
     `tileir.target`.
 
         %g = "tile.contract"(%x) … {tile_base = 0, tiles = 3072} : (!x) -> !g
@@ -72,7 +73,12 @@ def _split_attention(op: Any, target: Target, context: int) -> None:
     )
     rows, results = usual_rows(context, window), heads * (value + 2)
     splits = choose_splits(target, groups, size // 2 if latent else size, rows, results)
-    put(op, groups=groups, splits=splits)
+    # Lists of positions differ by token: whether a split takes them alone is not known from the position.
+    listed = next(walk(op, "tile.gather"), None) is not None
+    alone = 0 if listed else max(1, target.alone_bytes // (2 * size * len(op.operands)))
+    put(op, groups=groups, splits=splits, alone=alone)
+    for combine in (c for reader in readers(op.results[0]) for c in walk(reader, "tile.combine")):
+        put(combine, alone=alone, window=window, splits=splits)
     op.results[0].set_type(tensor([tokens, heads, splits, value + 2], "f32", "channel"))
 
 

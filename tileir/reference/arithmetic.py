@@ -88,8 +88,18 @@ def split_range(base: int, split: int, op: Any) -> tuple[int, int]:
     """First old row of a split and the row behind its last; base: the sequence's first position of this step."""
     window = get(op, "window", 0)
     low = max(0, base + 1 - window) if window else 0
-    first, last = split_of(base - low, split, get(op, "splits"))
+    splits = 1 if is_alone(base, op) and split == 0 else get(op, "splits")
+    first, last = split_of(base - low, split, splits)
+    if is_alone(base, op) and split > 0:
+        first = last
     return low + first, low + last
+
+
+def is_alone(base: int, op: Any) -> bool:
+    """Whether one split takes all old rows; op: an attend, its fill or its combine (docs/ir.md, attention)."""
+    window, alone = get(op, "window", 0), get(op, "alone", 0)
+    old = min(base, window - 1) if window else base
+    return alone > 0 and (old <= alone or get(op, "splits") == 1)
 
 
 def split_of(rows: int, split: int, splits: int) -> tuple[int, int]:

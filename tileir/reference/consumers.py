@@ -10,6 +10,8 @@ from tileir.reference.arithmetic import (
     Array,
     best_of,
     channels_of,
+    combine,
+    is_alone,
     partial_softmax,
     rms_scale,
     rows_of,
@@ -261,6 +263,9 @@ class Consumers:
         tokens = np.array(self.record.rows_of(sequence))
         base, window = self.record.bases[sequence], get(op, "window")
         mine = range(group * shared, (group + 1) * shared)
+        finish = self._finish(row, op) if is_alone(base, op) else None
+        if finish is not None and split > 0:
+            return
         queries = []
         for q in mine:
             made = yield from self._pieces(row, op, "tile.query", q, tokens)
@@ -302,6 +307,10 @@ class Consumers:
                 np.concatenate(values)[seen],
                 op,
             )
+            if finish is not None:
+                index = mine.start * value + np.arange(shared * value)
+                self.publish(finish, np.array([t]), index, combine(part[:, None]).reshape(1, -1))
+                continue
             for g, q in enumerate(mine):
                 index = (q * splits + split) * (value + 2) + np.arange(value + 2)
                 self.publish(row.operand(op.operands[0]), np.array([t]), index, part[g][None])
@@ -319,6 +328,14 @@ class Consumers:
                 yield from self.await_(channel, index, tokens)
                 found.append(self.values(channel, index, tokens))
         return np.concatenate(found, -1)
+
+    def _finish(self, row: RowPlan, op: Any) -> Channel | None:
+        """Where attention's result goes if one split has all rows; None if it never does."""
+        for inner in op.regions[0].blocks[0]:
+            if name_of(inner) == "tile.finish":
+                found: Channel = row.operand(inner.operands[0])
+                return found
+        return None
 
     def _lists(self, row: RowPlan, op: Any) -> Any:
         """The positions that tokens attend to, [T, k], None for all (a generator that returns it)."""
@@ -338,12 +355,26 @@ class Consumers:
         rows = self.mine(row, get(op, "rows")) + row.tile_base
         if not len(rows):
             return
+        live = self._combined(block)
+        if not len(live):
+            return
         for inner in block:
             for value, index in channels_of(inner, rows):
-                yield from self.await_(row.operand(value), index)
+                yield from self.await_(row.operand(value), index, live)
         size = out.payload.shape[2] // self._map_rows(row)
-        made = run_map(block, rows, size, _Sink(self, row, out))
-        self.publish(out, self.live, rows[:, None] * size + np.arange(size), made)
+        made = run_map(block, rows, size, _Sink(self, row, out, live))
+        self.publish(out, live, rows[:, None] * size + np.arange(size), made)
+
+    def _combined(self, block: Any) -> Array:
+        """The step's tokens, of a combine those whose attention no split has finished alone."""
+        done = [
+            t
+            for t in self.live
+            for inner in block
+            if name_of(inner) == "tile.combine"
+            and is_alone(self.record.bases[self.record.sequences[t]], inner)
+        ]
+        return np.setdiff1d(self.live, done)
 
     def _map_rows(self, row: RowPlan) -> int:
         """Rows of the whole stage, on all GPUs."""
@@ -414,10 +445,12 @@ def _sums(slots: list[Any], held: list[Array], group: Array, tokens: int) -> Arr
 class _Sink:
     """One row's region at work on one SM."""
 
-    def __init__(self, consumers: Consumers, row: RowPlan, channel: Channel) -> None:
+    def __init__(
+        self, consumers: Consumers, row: RowPlan, channel: Channel, tokens: Array | None = None
+    ) -> None:
         self._at, self._row, self._channel = consumers, row, channel
-        self._tokens = consumers.live
-        self.positions = consumers.positions
+        self._tokens = consumers.live if tokens is None else tokens
+        self.positions = consumers.positions[self._tokens]
         self._offered: list[tuple[list[Array], list[Array]]] = [([], []) for _ in self._tokens]
 
     def constant(self, value: Any) -> Array:

@@ -35,10 +35,10 @@ class Pieces(NamedTuple):
 
 
 class Writing(NamedTuple):
-    """A row and the places that it writes; runs: joined, records included."""
+    """A row and what it writes; runs: joined, records included."""
 
     row: Row
-    places: tuple[Places, ...]
+    pieces: Pieces
     runs: Runs
 
 
@@ -75,6 +75,8 @@ def check_arrivals(problems: Sequence[Problem]) -> None:
             if (first.index, name) not in cases:
                 rows = writers.into(problem, name)
                 cases[first.index, name] = _check_channel(problems, cover, channel, rows)
+                those = problems if channel.level == "peer" else [problem]
+                _check_alone(those, cover, channel, rows, cases[first.index, name])
             cases[problem.index, name] = cases[first.index, name]
     for problem in problems:
         for row in problem.rows:
@@ -92,9 +94,9 @@ def check_offers(problems: Sequence[Problem]) -> None:
         for chooser in (row for row in problem.rows if row.body.chooses):
             names = dict.fromkeys(chooser.names[a] for a in chooser.body.chooses)
             rows = [row for name in names for row in writers.into(problem, name)]
-            offers = [Writing(r, r.body.offers, cover.runs(r, r.body.offers)) for r in rows]
+            offers = [cover.touching(r, r.body.offers) for r in rows]
             last = max((b for o in offers for _, b in o.runs), default=0)
-            _once(problems, cover, "the vocabulary", offers, last, "")
+            _once(problems, "the vocabulary", offers, last, "")
             runs = _joined_runs(offers)
             if len(runs) != 1 or runs[0][0] > 0 or last < problem.vocabulary:
                 raise fault(
@@ -154,9 +156,56 @@ def _check_channel(
     for first, behind, those in _by_expert(cover, rows):
         when = "" if behind == ALL else f" when expert {first} is chosen"
         writings = [cover.writing(row, channel) for row in those]
-        _once(problems, cover, f"channel {channel.name}", writings, channel.values, when)
+        _once(problems, f"channel {channel.name}", writings, channel.values, when)
         cases.append(Case(first, behind, _joined_runs(writings)))
     return cases
+
+
+def _check_alone(
+    problems: Sequence[Problem],
+    cover: "_Cover",
+    channel: Channel,
+    rows: list[Row],
+    cases: list[Case],
+) -> None:
+    """Attention finishes exactly when its combine does nothing, and fills what the combine would.
+
+    What only one of both cases fills, nobody but a row that knows the case may await.
+    """
+    finishers = [
+        row
+        for problem in problems
+        for row in problem.rows
+        if row.body.finishes and row.names[row.body.finishes.argument] == channel.name
+    ]
+    for row in rows:
+        if row.body.alone and row.body.finishes:
+            for reader in (r for p in problems for r in p.rows if channel.name in r.awaited):
+                if reader.body.alone != row.body.alone or reader.body.finishes:
+                    raise fault(
+                        f"{reader} awaits channel {channel.name}, which {row} leaves out where one split has all rows",
+                        f"the same case on both sides: {row.body.alone}",
+                        reader,
+                    )
+    idle = [row for row in rows if row.body.alone and not row.body.finishes]
+    for one in (*finishers, *idle):
+        for other in (*idle, *finishers):
+            if one.body.alone != other.body.alone or not finishers or len(idle) < len(rows):
+                raise fault(
+                    f"{one} fills channel {channel.name} in the case {one.body.alone}, {other} in {other.body.alone}",
+                    "attention finishes exactly where its combine does nothing",
+                    one,
+                )
+    if finishers:
+        writings = [cover.finishing(row) for row in finishers]
+        _once(problems, f"channel {channel.name}", writings, channel.values, " by split alone")
+        runs = _joined_runs(writings)
+        if [runs] != [case.runs for case in cases]:
+            raise fault(
+                f"of channel {channel.name} attention fills {_text(runs)}, its combine {_text(cases[0].runs)}",
+                "the same values in both cases",
+                finishers[0],
+            )
 
 
 def _by_expert(cover: "_Cover", rows: list[Row]) -> list[tuple[int, int, list[Row]]]:
@@ -180,7 +229,7 @@ def _check_states(problem: Problem, cover: "_Cover") -> None:
     writings, heads = cover.appends(problem), cover.streamed(problem)
     for name, by in writings.items():
         state = problem.states[name]
-        _once([problem], cover, f"a row of state {name}", by, state.heads * state.size, "")
+        _once([problem], f"a row of state {name}", by, state.heads * state.size, "")
         missing = [h for h in sorted(heads.get(name, [])) if not _has(by, h, state.size)]
         if missing:
             rows = ", ".join(str(w.row) for w in by)
@@ -227,6 +276,10 @@ class _Cover:
             self._runs[key] = _joined(self.pieces(row, places))
         return self._runs[key]
 
+    def touching(self, row: Row, places: tuple[Places, ...]) -> Writing:
+        """The same, with its row."""
+        return Writing(row, self.pieces(row, places), self.runs(row, places))
+
     def writing(self, row: Row, channel: Channel) -> Writing:
         """What a row writes into a channel."""
         runs = self.runs(row, row.body.writes)
@@ -236,7 +289,19 @@ class _Cover:
         if row.body.source == "rows":
             _check_positions(row, self.pieces(row, row.body.writes), channel)
             runs = [(a, min(b, channel.values)) for a, b in runs]
-        return Writing(row, row.body.writes, runs)
+        return Writing(row, self.pieces(row, row.body.writes), runs)
+
+    def finishing(self, row: Row) -> Writing:
+        """What attention writes where one split has all rows: a piece for each of its groups."""
+        places, splits = row.body.finishes, row.body.alone.splits if row.body.alone else 1
+        assert places is not None
+        first, last = row.tile_base, row.tile_base + row.body.tasks
+        if first % splits or last % splits:
+            raise fault(
+                f"{row} has tasks {first} … {last - 1} of {splits} splits", "whole groups", row
+            )
+        found = pieces((places,), first // splits, last // splits)
+        return Writing(row, found, _joined(found))
 
     def among(self, row: Row) -> int:
         """How many experts there are to choose from for an experts' row."""
@@ -250,7 +315,7 @@ class _Cover:
         for row in problem.rows:
             for argument in sorted({a.places.argument for a in row.body.appends}):
                 places = tuple(a.places for a in row.body.appends if a.places.argument == argument)
-                states[row.names[argument]].append(Writing(row, places, self.runs(row, places)))
+                states[row.names[argument]].append(self.touching(row, places))
         return dict(states)
 
     def streamed(self, problem: Problem) -> dict[str, set[int]]:
@@ -314,15 +379,13 @@ def _joined_runs(writings: list[Writing]) -> Runs:
 
 def _once(
     problems: Sequence[Problem],
-    cover: _Cover,
     what: str,
     writings: list[Writing],
     values: int,
     when: str,
 ) -> None:
     """No value twice, by two tasks of a row or by two rows; none outside."""
-    for row, places, _ in writings:
-        found = cover.pieces(row, places)
+    for row, found, _ in writings:
         twice = np.flatnonzero(found.first[1:] < np.maximum.accumulate(found.last)[:-1])
         if len(twice):
             at = int(twice[0])

@@ -66,8 +66,9 @@ class Stream:
 
     Weights: `blocks` of 1 KB a task. States: the old rows of `arguments` = (k, v), head_size values each, those before
     the first position of a sequence's step; a task has one of `groups` groups, hence one kv head, and one of `splits`
-    parts; window 0 is the whole context. of: the operand whose values, known only in the step, say which tasks there
-    are, of the experts [first, behind) that it may choose, or which old rows they take.
+    parts, but up to `alone` rows are the first's; window 0 is the whole context. of: the operand whose values, known
+    only in the step, say which tasks there are, of the experts [first, behind) that it may choose, or which old rows
+    they take.
     """
 
     ring: str
@@ -78,9 +79,19 @@ class Stream:
     groups: int = 1
     head_size: int = 0
     window: int = 0
+    alone: int = 0
     arguments: tuple[int, ...] = ()
     of: int | None = None
     experts: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Alone:
+    """When one of `splits` splits takes all old rows: up to `rows` of them, of `window` that are seen (0: all)."""
+
+    rows: int
+    window: int
+    splits: int
 
 
 @dataclass(frozen=True)
@@ -103,8 +114,10 @@ class Body:
     x by themselves. slots: experts of a token. waits: what SMs poll; reads: what a task polls; writes: what a task
     publishes into channel `out`. records: every SM leaves a record in `out`, of the best of `offers`. chooses: channels
     whose records of every SM are awaited, to make the "token" or the "draft". chosen: the body needs the token just
-    chosen. choice: what the body chooses and publishes. own: where channels have the step's own rows of what `fills`
-    streams. released, acquired: states that the body's fences cover. program: the consumers' operations, in order.
+    chosen. choice: what the body chooses and publishes. alone: when one split
+    takes all old rows; then attention publishes `finishes`, by group, instead of `writes`, and a combine does nothing.
+    own: where channels have the step's own rows of what `fills` streams. released, acquired: states that the body's
+    fences cover. program: the consumers' operations, in order.
     """
 
     name: str
@@ -127,6 +140,8 @@ class Body:
     makes: str = "token"
     chosen: bool = False
     choice: Choice | None = None
+    alone: Alone | None = None
+    finishes: Places | None = None
     own: tuple[OwnRow, ...] = ()
     released: tuple[int, ...] = ()
     acquired: tuple[int, ...] = ()

@@ -180,7 +180,7 @@ def _check_states(problem: Problem, row: Row, ring: Ring, fill: Stream, drain: S
             "room for k and v of one position",
             row,
         )
-    facts = [(s.tasks, s.splits, s.groups, s.head_size, s.window) for s in (fill, drain)]
+    facts = [(s.tasks, s.splits, s.groups, s.head_size, s.window, s.alone) for s in (fill, drain)]
     if facts[0] == facts[1]:
         return
     for position, sm in _examples(problem):
@@ -197,8 +197,8 @@ def _check_states(problem: Problem, row: Row, ring: Ring, fill: Stream, drain: S
                 position + 1,
             )
     raise fault(
-        f"in {row} role {fill.role} fills ring {ring.name} by (tasks, splits, groups, head size, window) = {facts[0]} "
-        f"and the consumers drain it by {facts[1]}",
+        f"in {row} role {fill.role} fills ring {ring.name} by (tasks, splits, groups, head size, window, alone) = "
+        f"{facts[0]} and the consumers drain it by {facts[1]}",
         "equal rows in equal slots",
         row,
     )
@@ -215,7 +215,9 @@ def _state_slots(
     """Slots of an SM's (group, split) tasks at a position (docs/ir.md, state order)."""
     first, count = (int(v[sm]) for v in shares(stream.tasks, row.rotation, problem.sms))
     low = max(0, position + 1 - stream.window) if stream.window else 0
-    chunk = -(-(position - low) // stream.splits)
+    old = position - low
+    single = stream.alone and (old <= stream.alone or stream.splits == 1)
+    chunk = old if single else -(-old // stream.splits)
     per_slot = max(1, _rows_a_slot(ring, stream))
     slots = 0
     for task in range(first, first + count):
