@@ -191,33 +191,70 @@ class Attend:
 
     def _merge(self, state: list[Value]) -> None:
         """Lane groups of the warp meet by shuffles; each warp leaves one state in shared memory."""
-        k = self.k
+        k, held = self.k, self._held
         row = b.at(k.smem, k.warp * (self.groups * self.part_row))
-        mine_at = b.at(row, self._chunk * 32)
 
         def join() -> list[Value]:
-            joined = []
-            for g in range(self.groups):
-                mine = state[10 * g : 10 * g + 10]
-                distance = self.lanes
-                while distance < 32:
-                    mine = _join(mine, [b.shuffle_xor(v, distance) for v in mine])
-                    distance *= 2
-                joined += mine
-            return joined
+            parts = [self._join_lanes(state[10 * g : 10 * g + 10]) for g in range(self.groups)]
+            return [v for part in parts for v in part]
+
+        def nothing() -> list[Value]:
+            parts = [state[10 * g : 10 * g + 2 + held] for g in range(self.groups)]
+            return [v for part in parts for v in part]
 
         # A warp without rows has nothing to join.
         weights = b.tree([state[10 * g + 1] for g in range(self.groups)], b.fmax)
         some = b.negate(b.vote_all(b.eq_float(weights, 0.0)))
-        state = b.if_(some, join, lambda: state, ["f32"] * len(state))
+        joined = b.if_(some, join, nothing, ["f32"] * (self.groups * (2 + held)))
+        mine_at = b.at(row, self._chunk * 32 + self._place * 4)
         for g in range(self.groups):
-            mine = state[10 * g : 10 * g + 10]
-            top, weight, *sums = mine
+            top, weight, *sums = joined[g * (2 + held) : (g + 1) * (2 + held)]
             at = k.plan.part_offset + g * self.part_row
-            # Lanes of other groups hold the same values; those beyond the row, what the last lane of it holds.
-            for e in range(0, 8, 2):
-                b.store(b.vec(sums[e], sums[e + 1]), b.at(mine_at, None, at + 4 * e), 8)
+            # Lanes beyond the row hold what the last lane of it holds.
+            step = min(held, 2)
+            for e in range(0, held, step):
+                values = sums[e] if step == 1 else b.vec(sums[e], sums[e + 1])
+                b.store(values, b.at(mine_at, None, at + 4 * e), 4 * step)
             b.store(b.vec(top, weight), b.at(row, None, at + self.size * 4), 8)
+
+    @property
+    def _distances(self) -> list[int]:
+        """Between lanes of a warp that hold the same values of other rows."""
+        return [d for d in (1, 2, 4, 8, 16) if d >= self.lanes]
+
+    @property
+    def _held(self) -> int:
+        """How many of its 8 sums a lane has when lane groups have met: each keeps a part."""
+        return max(1, 8 >> len(self._distances))
+
+    @property
+    def _place(self) -> Value:
+        """Which of its 8 sums a lane keeps, the first."""
+        place, size = b.const(0), 8
+        for distance in self._distances[:3]:
+            size //= 2
+            place = place + b.select(b.ne(self.k.lane & distance, 0), size, b.const(0))
+        return place
+
+    def _join_lanes(self, state: list[Value]) -> list[Value]:
+        """A query's state of all lane groups: maximum, weight and the sums that this lane keeps."""
+        top, weight, *sums = state
+        for distance in self._distances:
+            new = b.fmax(top, b.shuffle_xor(top, distance))
+            shrink = b.exp2(top - new)
+            top, weight = new, weight * shrink
+            weight = weight + b.shuffle_xor(weight, distance)
+            sums = [v * shrink for v in sums]
+            half = len(sums) // 2
+            if not half:
+                sums = [sums[0] + b.shuffle_xor(sums[0], distance)]
+                continue
+            upper = b.ne(self.k.lane & distance, 0)
+            low, high = sums[:half], sums[half:]
+            kept = [b.select(upper, h, lo) for lo, h in zip(low, high, strict=True)]
+            sent = [b.select(upper, lo, h) for lo, h in zip(low, high, strict=True)]
+            sums = [v + b.shuffle_xor(w, distance) for v, w in zip(kept, sent, strict=True)]
+        return [top, weight, *sums]
 
     def _publish(self, group: Value, split: Value) -> None:
         """Join the warps' states, a thread two values; publish the result, or the split's part of it."""

@@ -81,7 +81,11 @@ def _run(k: Kernel, body: Body, state: list[Value]) -> list[Value]:
             case "contract":
                 tape = contract(k, body, *tape)
             case "attend":
-                states = Attend(k, body).emit(*states)
+                attend = Attend(k, body)
+                if attend.ring.name == "tape":
+                    tape = attend.emit(*tape)
+                else:
+                    states = attend.emit(*states)
             case "map":
                 region = list(body.find("engine.map").operation.regions[0].blocks[0])[0]
                 MAPS.get(name_of(region), rows)(k, body)

@@ -253,8 +253,11 @@ class Kernel:
                     nvvm.mbarrier_init(empty, b.const(self.plan.warps))
             for offset in (RECORD_FULL, RECORD_EMPTY):
                 nvvm.mbarrier_init(b.at(self.scratch, None, offset), b.const(1))
-            for offset in (DEAD, FINISHED, HEART, WAITED, WAITED + 4, LOADED, LOADED + 4):
+            for offset in (DEAD, FINISHED, HEART, WAITED, WAITED + 4, LOADED):
                 b.store(b.const(0), b.at(self.scratch, None, offset), 4)
+            # Of two loaders; one that there is not has ended.
+            second = 0 if "state" in self.plan.rings else 1
+            b.store(b.const(second), b.at(self.scratch, None, LOADED + 4), 4)
             nvvm.fence_mbarrier_init()
 
         b.if_(b.eq(self.tid, 0), setup)

@@ -1,50 +1,76 @@
 """The loader roles: one thread each, copying into a ring of shared-memory slots with the bulk copy engine.
 
-The tape loader never waits for an activation; the state loader waits for each step's record.
+The tape loader never waits for an activation. Who loads old rows of states waits for each step's record: the tape
+loader, when it comes to them, or the state loader.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tileir.codegen import builder as b
 from tileir.codegen.kernel import EMPTY, FINISHED, LOADED, WINDOW, Kernel, dead
 from tileir.codegen.plan import Body, Ring
-from tileir.dialect.attributes import get
+from tileir.dialect.attributes import get, name_of
 from tileir.dialect.tile import padded
 from tileir.mlir import llvm, nvvm
 from tileir.scheduling.assign import rows_a_slot
 
 Value = Any
 BLOCK_BYTES = 1024
+# Carried from row to row: where the tape goes on, slot and parity, and the step's position once it is known.
+CARRIED = ["!llvm.ptr<1>", "i32", "i32", "i32"]
+NO_POSITION = -1
 
 
 def tape_loader(k: Kernel) -> None:
-    """Every step, every row: this SM's weight tiles, in the order in which they are consumed."""
+    """Every step, every row: this SM's weight tiles, and old rows if they pass this ring, as they are consumed."""
     ring = k.plan.rings["tape"]
     start = b.at(
         k.arg["tape"], b.constant_load("i64", b.at(k.arg["tape_offsets"], b.i64(k.sm) * 8), 8)
     )
 
-    bodies = [body for body in k.plan.bodies if body.role("tape")]
+    weights = [body for body in k.plan.bodies if body.loads("tape", "engine.fill")]
+    states = [body for body in k.plan.bodies if body.loads("tape", "engine.fill_rows")]
 
-    def a_row(index: Value, source: Value, slot: Value, parity: Value) -> list[Value]:
-        k.words, k.row = k.row_words(index), index
-
+    def tiles(source: Value, slot: Value, parity: Value) -> list[Value]:
         def size(body: Body) -> list[Value]:
             op = body.role("tape")[0]
             _, count = k.share(get(op, "tiles"))
             return [count * (padded(get(op, "k")) // 32 * BLOCK_BYTES)]
 
         # Bodies differ in the size alone: one copy of the loop for all, for the instruction caches.
-        (bytes_,) = _by_body(k, bodies, size, [b.const(0)], ["i32"])
-        k.mark("tape_begin")
-        found = _fill(k, ring, source, bytes_, slot, parity)
-        k.mark("tape_end")
-        return list(found)
+        (bytes_,) = _by_body(k, weights, size, lambda: [b.const(0)], ["i32"])
+        return list(_fill(k, ring, source, bytes_, slot, parity))
+
+    def old_rows(body: Body, parity_: Value, carried: Sequence[Value]) -> list[Value]:
+        source, slot, parity, position = carried
+
+        def receive() -> list[Value]:
+            return [k.receive_record(parity_)[0]]
+
+        first = b.eq(position, NO_POSITION)
+        (k.position,) = b.if_(first, receive, lambda: [position], ["i32"])
+        return [source, *_fill_states(k, ring, body, slot, parity), k.position]
 
     def a_step(step: Value, slot: Value, parity: Value) -> list[Value]:
         k.epoch = step + k.arg["epoch_base"] + 1
         k.begin_trace(step)
-        _, slot, parity = b.for_(b.const(0), k.arg["rows"], [start, slot, parity], a_row)
+
+        def a_row(index: Value, *carried: Value) -> list[Value]:
+            k.words, k.row = k.row_words(index), index
+            k.mark("tape_begin")
+            found = _by_body(
+                k,
+                states,
+                lambda body: old_rows(body, step & 1, carried),
+                lambda: [*tiles(*carried[:3]), carried[3]],
+                CARRIED,
+            )
+            k.mark("tape_end")
+            return found
+
+        carried = [start, slot, parity, b.const(NO_POSITION)]
+        _, slot, parity, _ = b.for_(b.const(0), k.arg["rows"], carried, a_row)
         return [step + 1, slot, parity]
 
     def more(step: Value, _slot: Value, _parity: Value) -> Value:
@@ -59,17 +85,20 @@ def tape_loader(k: Kernel) -> None:
 def state_loader(k: Kernel) -> None:
     """Every step: the old rows of k and v of this SM's (kv head, split) tasks."""
     ring = k.plan.rings["state"]
+    bodies = [body for body in k.plan.bodies if body.role("state")]
 
     def a_row(index: Value, slot: Value, parity: Value) -> list[Value]:
         k.words, k.row = k.row_words(index), index
-        bodies = [body for body in k.plan.bodies if body.role("state")]
-        return _by_body(
+        k.mark("state_begin")
+        found = _by_body(
             k,
             bodies,
-            lambda body: _marked_states(k, ring, body, slot, parity),
-            [slot, parity],
+            lambda body: _fill_states(k, ring, body, slot, parity),
+            lambda: [slot, parity],
             ["i32"] * 2,
         )
+        k.mark("state_end")
+        return found
 
     def a_step(step: Value, _stop: Value, slot: Value, parity: Value) -> list[Value]:
         k.epoch = step + k.arg["epoch_base"] + 1
@@ -125,15 +154,8 @@ def _first_seen(k: Kernel, window: int) -> Value:
     return b.select(b.ult(reach, window), 0, reach - b.umin(reach, window))
 
 
-def _marked_states(k: Kernel, ring: Ring, body: Body, slot: Value, parity: Value) -> list[Value]:
-    k.mark("state_begin")
-    found = _fill_states(k, ring, body, slot, parity)
-    k.mark("state_end")
-    return found
-
-
 def _fill_states(k: Kernel, ring: Ring, body: Body, slot: Value, parity: Value) -> list[Value]:
-    op = body.role("state")[0]
+    (op,) = (o for o in body.role(ring.name) if name_of(o) == "engine.fill_rows")
     splits, size = get(op, "splits"), get(op, "head_size")
     sharing = get(op, "groups") // get(op, "kv_heads")
     keys, values = (k.operand(body, v) for v in op.operation.operands)
@@ -157,15 +179,21 @@ def _fill_states(k: Kernel, ring: Ring, body: Body, slot: Value, parity: Value) 
 
 
 def _by_body(
-    k: Kernel, bodies: list[Body], fill: Any, otherwise: list[Value], types: list[str]
+    k: Kernel,
+    bodies: list[Body],
+    fill: Callable[[Body], list[Value]],
+    otherwise: Callable[[], list[Value]],
+    types: list[str],
 ) -> list[Value]:
-    """fill(body) for the row's body if it is one of these."""
+    """fill(body) if the row's body is one of these, else otherwise()."""
     if not bodies:
-        return otherwise
-    mine = k.runs(bodies[0])
-    rest = bodies[1:]
+        return otherwise()
+    body, rest = bodies[0], bodies[1:]
     return b.if_(
-        mine, lambda: fill(bodies[0]), lambda: _by_body(k, rest, fill, otherwise, types), types
+        k.runs(body),
+        lambda: fill(body),
+        lambda: _by_body(k, rest, fill, otherwise, types),
+        types,
     )
 
 

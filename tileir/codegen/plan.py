@@ -62,6 +62,10 @@ class Body:
                 return list(op.operation.regions[0].blocks[0])
         return []
 
+    def loads(self, role: str, name: str) -> bool:
+        """Whether the operation called `name` is one of a role's."""
+        return name in map(name_of, self.role(role))
+
     def find(self, name: str) -> Any:
         """The one operation called `name` in any role."""
         roles = self.op.operation.regions[0].blocks[0]

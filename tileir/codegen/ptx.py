@@ -113,6 +113,8 @@ def _decode(plan: Plan) -> Any:
         def loaders() -> None:
             set_max_registers(plan.target.loader_registers, increase=False)
             for warp, role in enumerate((tape_loader, state_loader, watchdog), start=plan.warps):
+                if role is state_loader and "state" not in plan.rings:
+                    continue
                 mine = both(eq(k.warp, warp), eq(k.lane, 0))
                 if_(mine, partial(role, k))
 

@@ -123,7 +123,9 @@ def _shared(device: Any, target: Target) -> None:
     local_bytes = _up(sum(local_channel_bytes(op) for op in local), 128)
     barriers = _up(BARRIER_BYTES * (MAX_TAPE_SLOTS + STATE_SLOTS), 128)
     fixed = x_bytes + part_bytes + SCRATCH_BYTES + barriers + local_bytes
-    rings = choose_rings(target.smem_bytes - fixed, target.slot_bytes, target.window)
+    names = [get(op, "sym_name") for op in walk(device, "engine.ring")]
+    free = target.smem_bytes - fixed
+    rings = choose_rings(free, target.slot_bytes, target.window, state="state" in names)
     if rings is None:
         least = least_ring_bytes(target.slot_bytes)
         raise TileirError(
@@ -134,7 +136,7 @@ def _shared(device: Any, target: Target) -> None:
         )
     depth = {"tape": rings.tape_slots, "state": rings.state_slots}
     window = {"tape": rings.tape_window, "state": rings.state_window}
-    x_offset = sum(depth.values()) * target.slot_bytes
+    x_offset = sum(depth[name] for name in names) * target.slot_bytes
     part_offset = x_offset + x_bytes
     scratch_offset = part_offset + part_bytes
     at, barrier_at = 0, scratch_offset + SCRATCH_BYTES

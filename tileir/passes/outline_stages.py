@@ -79,7 +79,7 @@ class OutlineStagesPass(Pass):
                 )
             outliner = _Outliner(index, names)
             with ir.InsertionPoint(device.regions[0].blocks.append()):
-                for ring in ("tape", "state"):
+                for ring in _rings(stages):
                     build("engine.ring", sym_name=ring, slots=max(2, rings["window"]), **rings)
                 outliner.outline(function, stages)
         function.operation.erase()
@@ -88,6 +88,14 @@ class OutlineStagesPass(Pass):
 
 _STEP = {"tokens": 1, "sequences": 1, "page": 0}
 _MODEL = ("context", "vocabulary")
+
+
+def _rings(stages: list[Any]) -> list[str]:
+    """The rings that stages need; each has a loader role of its name."""
+    kinds = [get(op, "ring") for op in stages if name_of(op) == "tile.attend"]
+    streamed = [source_of(op) for op in stages if name_of(op) == "tile.contract"]
+    state = "state" in kinds or any(source != "tape" for source in streamed)
+    return ["tape", "state"] if state else ["tape"]
 
 
 def _name_channels(function: Any, stages: list[Any]) -> dict[Any, str]:
@@ -303,14 +311,15 @@ def _contract(op: Any, arguments: dict[Any, Any]) -> None:
 
 def _attend(op: Any, arguments: dict[Any, Any]) -> None:
     partial, *states = list(arguments.values())[: 1 + len(op.operation.operands)]
-    stream = {"ring": "state"} | {n: get(op, n, 0) for n in STREAM}
+    ring = decided(op, "ring", "schedule-pipeline")
+    stream = {"ring": ring} | {n: get(op, n, 0) for n in STREAM}
     stream["tasks"] = get(op, "tasks") or get(op, "groups") * get(op, "splits")
     rest = {n: get(op, n) for n in ("scale", "softcap")}
     gather = [arguments[o.operands[0]] for o in walk(op, "tile.gather")]
     fill, read = (
         ("fill_gathered", [states[0], *gather, *states[1:]]) if gather else ("fill_rows", states)
     )
-    _role("state", lambda: build(f"engine.{fill}", read, **stream))
+    _role(ring, lambda: build(f"engine.{fill}", read, **stream))
 
     def consumer() -> None:
         (body,) = _regions(op, arguments)

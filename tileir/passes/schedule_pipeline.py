@@ -23,7 +23,9 @@ class SchedulePipelinePass(Pass):
     experts or positions. They have `rotation`, where their tasks start on
     the SMs: where the contract before left off, so that the SMs stream nearly the same bytes
     over a step and the ring absorbs the rest. Maps of one phase start on SMs of their own. The module has
-    `tileir.rings`; how many slots fit is allocate-memory's to say.
+    `tileir.rings`; how many slots fit is allocate-memory's to say. Old rows of states pass the tape's ring, between
+    the weights of the stages around them, unless a loader waits for experts or positions that the step chooses: then
+    data that the step decides has a ring and a loader of its own.
 
         module attributes {tileir.rings = {slot_bytes = 16384, window = 3}}
         "tile.contract"(…) {phase = 1, rotation = 72, …}
@@ -50,6 +52,9 @@ class SchedulePipelinePass(Pass):
                 starts[i] = next_rotation(starts[i - 1], get(before, "rows"), target.sms)
         for op, phase, rotation in zip(stages, levels, starts, strict=True):
             put(op, phase=phase, rotation=rotation)
+        ring = "state" if any(map(_waits, stages)) else "tape"
+        for op in (op for op in stages if name_of(op) == "tile.attend"):
+            put(op, ring=ring)
         rings = {"slot_bytes": target.slot_bytes, "window": target.window}
         put(module.operation, **{"tileir.rings": rings})
 
@@ -59,6 +64,11 @@ def _static_tiles(op: Any) -> int:
     if name_of(op) != "tile.contract" or source_of(op) != "tape":
         return 0
     return int(get(op, "tiles"))
+
+
+def _waits(op: Any) -> bool:
+    """Whether a stage's loader waits for what the step computes: then it cannot be the tape's."""
+    return next(walk(op, "tile.experts", "tile.gather", "tile.rows"), None) is not None
 
 
 def _in_order(module: Any, stages: list[Any], levels: list[int]) -> list[Any]:

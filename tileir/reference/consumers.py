@@ -279,19 +279,19 @@ class Consumers:
                 own_v = yield from self._pieces(row, op, "tile.value", head, tokens)
         lists = yield from self._lists(row, op)
         fill = row.ops["fill_rows" if lists is None else "fill_gathered"]
-        per_slot = rows_a_slot(self.sm.slot_bytes["state"], states, get(fill, "head_size"))
+        per_slot = rows_a_slot(self.sm.slot_bytes[get(op, "ring")], states, get(fill, "head_size"))
         old = (
             tasks.old_rows(self.record, sequence, split, fill)
             if lists is None
             else np.zeros(0, int)
         )
-        held = yield from self.take("state", -(-len(old) // per_slot))
+        held = yield from self.take(get(op, "ring"), -(-len(old) // per_slot))
         value = get(op, "value_size")
         for i, t in enumerate(tokens):
             own = np.arange(i + 1) if split == 0 else np.zeros(0, int)
             if lists is not None:
                 old = tasks.old_listed(self.record, int(t), lists[t], split, fill)
-                held = yield from self.take("state", -(-len(old) // per_slot))
+                held = yield from self.take(get(op, "ring"), -(-len(old) // per_slot))
                 own = own[np.isin(base + own, lists[t])]
             size = get(op, "head_size")
             keys = [np.zeros((0, size), np.float32), *(p[0] for p in held)]

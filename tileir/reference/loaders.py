@@ -24,28 +24,51 @@ class Loaders:
     def __init__(self, sm: "Sm") -> None:
         self.sm, self.device, self.scheduler = sm, sm.device, sm.scheduler
         self.uses = dict.fromkeys(sm.rings, 0)
-        self.dynamic = [
+        rows = self.device.rows
+        moving = [
             row
-            for row in self.device.rows
+            for row in rows
             if {"fill_rows", "fill_gathered"} & set(row.ops) or row.number in self.device.store
+        ]
+        self.dynamic = [row for row in moving if row.ring != "tape"]
+        self.streamed = [
+            row for row in rows if row.number in self.device.tape or row.ring == "tape"
         ]
 
     # ---- the tape
 
     def tape(self) -> Role:
-        """Stream this SM's weight blocks, step after step, until nobody takes more."""
-        sm, per_slot = self.sm, self.sm.slot_bytes["tape"] // tasks.BLOCK_BYTES
-        rows = {n: blocks[sm.sm] for n, blocks in self.device.tape.items() if len(blocks[sm.sm])}
+        """Stream this SM's weight blocks, and old rows if they pass the tape's ring, until nobody takes more."""
+        sm, per_slot, use = self.sm, self.sm.slot_bytes["tape"] // tasks.BLOCK_BYTES, 0
+        mine = {n: blocks[sm.sm] for n, blocks in self.device.tape.items() if len(blocks[sm.sm])}
+        rows = [row for row in self.streamed if row.number in mine or "fill_rows" in row.ops]
         while rows and not sm.finished:
-            for number, blocks in rows.items():
-                self._trace("tape", number)
-                for at in range(0, len(blocks), per_slot):
-                    yield from self._fill("tape", _constant(blocks[at : at + per_slot]))
-                    if sm.finished:
-                        break
+            record: StepRecord | None = None
+            for row in rows:
+                self._trace("tape", row.number)
+                if "fill_rows" in row.ops:
+                    if record is None:
+                        record, use = (yield from self._record(use)), use + 1
+                    if not record.stop:
+                        yield from self._old_rows(row, record)
+                else:
+                    blocks = mine[row.number]
+                    for at in range(0, len(blocks), per_slot):
+                        yield from self._fill("tape", _constant(blocks[at : at + per_slot]))
+                        if sm.finished:
+                            break
                 if sm.finished:
                     break
         sm.loader_ends()
+
+    def _record(self, use: int) -> Any:
+        """The next step's record (a generator that returns it)."""
+        sm = self.sm
+        yield sm.record_full.wait(use & 1)
+        record = sm.record
+        sm.record_empty.arrive(self.scheduler)
+        self.epoch = sm.launch.first_epoch + record.number
+        return record
 
     def _fill(self, name: str, copy: Copy) -> Role:
         ring: Ring = self.sm.rings[name]
@@ -64,13 +87,11 @@ class Loaders:
     def state(self) -> Role:
         """Stream this SM's part of experts and old rows, each step after its record."""
         sm, use = self.sm, 0
-        while True:
-            yield sm.record_full.wait(use & 1)
-            record = sm.record
-            sm.record_empty.arrive(self.scheduler)
+        # A GPU without attention has no loader that needs records, and somebody has to take them.
+        while not any("fill_rows" in row.ops for row in self.streamed):
+            record = yield from self._record(use)
             if record.stop:
                 break
-            self.epoch = sm.launch.first_epoch + record.number
             self.taken: dict[str, Array] = {}
             for row in self.dynamic:
                 self._trace("state", row.number)
@@ -110,14 +131,14 @@ class Loaders:
     def _old_rows(self, row: RowPlan, record: StepRecord) -> Role:
         fill = row.ops["fill_rows"]
         states = [row.operand(v) for v in fill.operands]
-        per_slot = rows_a_slot(self.sm.slot_bytes["state"], len(states), get(fill, "head_size"))
+        per_slot = rows_a_slot(self.sm.slot_bytes[row.ring], len(states), get(fill, "head_size"))
         for task in tasks.mine(row, get(fill, "tasks"), self.sm.sm, self.device.sms):
             group, split = divmod(int(task) + row.tile_base, get(fill, "splits"))
             head = group * get(fill, "kv_heads") // get(fill, "groups")
             for sequence in tasks.sequences(record):
                 old = tasks.old_rows(record, sequence, split, fill)
                 for part in tasks.in_slots(old, per_slot):
-                    yield from self._copy(states, head, record, sequence, part)
+                    yield from self._copy(row.ring, states, head, record, sequence, part)
 
     def _listed_rows(self, row: RowPlan, record: StepRecord) -> Role:
         fill = row.ops["fill_gathered"]
@@ -136,10 +157,16 @@ class Loaders:
             for t, sequence in enumerate(record.sequences):
                 old = tasks.old_listed(record, t, lists[t], split, fill)
                 for part in tasks.in_slots(old, per_slot):
-                    yield from self._copy(states, head, record, sequence, part)
+                    yield from self._copy(row.ring, states, head, record, sequence, part)
 
     def _copy(
-        self, states: list[State], head: int, record: StepRecord, sequence: int, positions: Array
+        self,
+        ring: str,
+        states: list[State],
+        head: int,
+        record: StepRecord,
+        sequence: int,
+        positions: Array,
     ) -> Role:
         """One slot of rows. Raises DeviceHang for rows that nothing has released, or that are not there."""
         sm, plan = self.sm, self.sm.launch.plan
@@ -147,7 +174,7 @@ class Loaders:
             raise DeviceHang(f"{sm.who} streams state rows that nothing has released to it")
         text = plan.texts[record.holders[sequence]]
         old = OldRows(record, sequence, positions, text, self.epoch, sm.who)
-        yield from self._fill("state", lambda: tuple(state.read(head, old) for state in states))
+        yield from self._fill(ring, lambda: tuple(state.read(head, old) for state in states))
 
     def _trace(self, role: str, number: int) -> None:
         if self.sm.launch.trace is not None:

@@ -101,6 +101,12 @@ class RowPlan:
     offers: bool
     bind: dict[Any, Any]
 
+    @property
+    def ring(self) -> str:
+        """The ring that the row's loader fills; "" if it has none."""
+        fills = ("fill", "fill_rows", "fill_gathered")
+        return next((str(get(self.ops[n], "ring")) for n in fills if n in self.ops), "")
+
     def operand(self, value: Any) -> Any:
         """A channel, a state or an array."""
         return self.bind[value]

@@ -47,18 +47,18 @@ class Rings:
     state_window: int
 
 
-def choose_rings(free_bytes: int, slot_bytes: int, window: int) -> Rings | None:
-    """As deep a tape ring as fits beside the state ring; None if even the shallowest does not fit.
+def choose_rings(free_bytes: int, slot_bytes: int, window: int, *, state: bool) -> Rings | None:
+    """As deep a tape ring as fits, beside a state ring if there is one; None if even the shallowest does not fit.
 
     window: slots that the target wants outstanding. The state ring's is one less than its depth, so
     that consumers hold a slot while the others fill; it gives one up where the tape's would be too shallow.
     """
     slots = free_bytes // slot_bytes
-    state = max(MIN_STATE_SLOTS, min(STATE_SLOTS, slots - MIN_TAPE_SLOTS))
-    tape = min(MAX_TAPE_SLOTS, slots - state)
+    kept = max(MIN_STATE_SLOTS, min(STATE_SLOTS, slots - MIN_TAPE_SLOTS)) if state else 0
+    tape = min(MAX_TAPE_SLOTS, slots - kept)
     if tape < MIN_TAPE_SLOTS:
         return None
-    return Rings(tape, min(window, tape), state, min(window, state - 1))
+    return Rings(tape, min(window, tape), kept, min(window, kept - 1))
 
 
 def least_ring_bytes(slot_bytes: int) -> int:
