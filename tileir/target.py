@@ -16,7 +16,7 @@ class Target:
     sms: streaming multiprocessors, one resident block each.
     consumer_warps: warps that multiply, of 32 threads each.
     registers, loader_registers: of a consumer's and of a loader's thread, once roles have parted (setmaxnreg).
-    queries: that share a key row in attention, which registers can hold the results of.
+    queries: that share a key row in attention, which one product of a tensor core holds.
     smem_bytes: dynamic shared memory a block may have.
     slot_bytes: bytes of one ring slot, a multiple of 1024.
     window: copies of a ring on their way at once; their bytes, over a copy's latency, bound the bandwidth.
@@ -62,7 +62,7 @@ _H100 = Target(
     consumer_warps=16,
     registers=104,
     loader_registers=64,
-    queries=4,
+    queries=8,
     smem_bytes=232448,
     slot_bytes=16384,
     window=3,

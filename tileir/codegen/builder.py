@@ -300,6 +300,33 @@ def shuffle_xor(value: Value, distance: int) -> Value:
     return nvvm.shfl_sync(*args, results=[value.type])
 
 
+def mma(sums: Sequence[Value], a: Sequence[Value], x: Sequence[Value]) -> list[Value]:
+    """mma.m16n8k16 of bf16: `a` 16 × 16 in 4 registers, `x` 16 × 8 in 2, sums 16 × 8 f32 in 4 (PTX ISA 9.7.14.5.8)."""
+    made = nvvm.mma_sync(
+        type_of("!llvm.struct<(f32, f32, f32, f32)>"),
+        ir.Attribute.parse("#nvvm.shape<m = 16, n = 8, k = 16>"),
+        nvvm.MMALayout.row,
+        nvvm.MMALayout.col,
+        list(a),
+        list(x),
+        list(sums),
+        multiplicand_a_ptx_type=nvvm.MMATypes.bf16,
+        multiplicand_b_ptx_type=nvvm.MMATypes.bf16,
+    )
+    return [extract(made, e) for e in range(4)]
+
+
+def transpose_pairs(word: Value) -> Value:
+    """An 8 × 8 matrix of 16-bit values, a pair a lane, transposed over the warp (PTX ISA 9.7.14.5.17)."""
+    text = "movmatrix.sync.aligned.m8n8.trans.b16 $0, $1;"
+    return llvm.inline_asm(word.type, [word], text, "=r,r", has_side_effects=True)
+
+
+def bytes_of(low: Value, high: Value, picks: int) -> Value:
+    """Four bytes of two words, by their numbers in `picks` (PTX ISA, prmt)."""
+    return intrinsic("prmt", low.type, low, high, const(picks))
+
+
 def vote_all(condition: Value) -> Value:
     """Whether the condition holds in all lanes of the warp."""
     return nvvm.vote_sync(

@@ -3,7 +3,8 @@
 from typing import Any
 
 from tileir.codegen import builder as b
-from tileir.codegen.attend import Attend, combine
+from tileir.codegen.attend import Attend
+from tileir.codegen.combine import combine
 from tileir.codegen.contract import contract, reduce_best
 from tileir.codegen.exchange import poll_at, publish_pair
 from tileir.codegen.kernel import CHOICE, FINISHED, HEART, MAILBOX_TOKENS, Kernel, dead

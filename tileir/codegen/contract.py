@@ -16,12 +16,10 @@ from tileir.codegen.kernel import BEST, SQUARES, Kernel
 from tileir.codegen.plan import Body
 from tileir.dialect.attributes import get, name_of, walk
 from tileir.dialect.tile import TILE_ROWS, padded
-from tileir.mlir import ir, nvvm
 
 Value = Any
 BLOCK_BYTES = 1024
 POLLED = 16  # packets that a thread asks for at once: more would not fit the registers
-_STRUCT = "!llvm.struct<(f32, f32, f32, f32)>"
 
 
 def contract(k: Kernel, body: Body, slot: Value, parity: Value) -> list[Value]:
@@ -135,8 +133,9 @@ def _multiply(k: Kernel, op: Any, count: Value, slot: Value, parity: Value) -> l
             upper, lower = (b.load("vector<4xi32>", b.at(at, None, h * 512), 16) for h in (0, 1))
             k.release(ring, slot)
             slot, parity = k.advance(ring, slot, parity)
-            first = _mma(sums[:4], upper, lower, x, 0)
-            second = _mma(sums[4:], upper, lower, x, 2)
+            high, low, words = (b.elements(v, 4) for v in (upper, lower, x))
+            first = b.mma(sums[:4], [high[0], low[0], high[1], low[1]], words[:2])
+            second = b.mma(sums[4:], [high[2], low[2], high[3], low[3]], words[2:])
             return [j + warps, slot, parity, *first, *second]
 
         j, slot, parity, *sums = b.while_([j, slot, parity, *zero], more, block)
@@ -156,25 +155,6 @@ def _multiply(k: Kernel, op: Any, count: Value, slot: Value, parity: Value) -> l
         return list(k.advance(ring, slot, parity))
 
     return b.if_(short, skip, lambda: [slot, parity], ["i32", "i32"])
-
-
-def _mma(acc: Any, upper: Value, lower: Value, x: Value, i: int) -> list[Value]:
-    layout, bf16 = nvvm.MMALayout, nvvm.MMATypes.bf16
-    a = [b.element(v, e) for e in (i, i + 1) for v in (upper, lower)]
-    shape = ir.Attribute.parse("#nvvm.shape<m = 16, n = 8, k = 16>")
-    x_pair = [b.element(x, i), b.element(x, i + 1)]
-    d = nvvm.mma_sync(
-        b.type_of(_STRUCT),
-        shape,
-        layout.row,
-        layout.col,
-        a,
-        x_pair,
-        list(acc),
-        multiplicand_a_ptx_type=bf16,
-        multiplicand_b_ptx_type=bf16,
-    )
-    return [b.extract(d, e) for e in range(4)]
 
 
 def _segments(body: Body) -> list[Any]:

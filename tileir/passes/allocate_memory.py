@@ -9,7 +9,7 @@ from tileir.dialect.attributes import element_of, get, located, name_of, put, sh
 from tileir.dialect.tile import TILE_ROWS, padded
 from tileir.errors import TileirError
 from tileir.passes.base import Pass
-from tileir.scheduling.assign import MAX_TILES_PER_SM
+from tileir.scheduling.assign import ATTEND_WARPS, MAX_TILES_PER_SM
 from tileir.scheduling.pipeline import (
     MAX_TAPE_SLOTS,
     STATE_SLOTS,
@@ -207,7 +207,7 @@ def _attend_bytes(op: Any, warps: int, _sms: int) -> tuple[int, int]:
     size, value = get(op, "head_size"), get(op, "value_size")
     if len(op.operands) == 2:
         return (queries + 1) * size * 2, queries * (value + 2) * 4
-    return (queries + 2) * size * 4, warps * queries * (value + 2) * 4
+    return (queries + 2) * size * 2, min(warps, ATTEND_WARPS) * queries * (value + 2) * 4
 
 
 def _combine_bytes(_op: Any, warps: int, _sms: int) -> tuple[int, int]:
