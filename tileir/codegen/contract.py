@@ -19,6 +19,7 @@ from tileir.dialect.tile import TILE_ROWS, padded
 
 Value = Any
 BLOCK_BYTES = 1024
+TURNS = 2  # blocks of a tile that a warp asks for at once
 POLLED = 16  # packets that a thread asks for at once: more would not fit the registers
 
 
@@ -123,22 +124,36 @@ def _multiply(k: Kernel, op: Any, count: Value, slot: Value, parity: Value) -> l
     def tile(t: Value, j: Value, slot: Value, parity: Value) -> list[Value]:
         start = t * blocks
 
+        end = start + blocks
+
+        def some(turns: int, j: Value, slot: Value, parity: Value, *sums: Value) -> list[Value]:
+            """`turns` blocks, each of a slot: all are on their way before the first is used."""
+            loads, slots = [], []
+            for n in range(turns):
+                x = b.load("vector<4xi32>", b.at(fragment, (j - start) * 64, n * warps * 64), 16)
+                k.wait_full(ring, slot, parity)
+                at = b.at(k.smem, slot * ring.slot_bytes + mine, ring.smem_offset)
+                upper, lower = (
+                    b.load("vector<4xi32>", b.at(at, None, h * 512), 16) for h in (0, 1)
+                )
+                loads.append([b.elements(v, 4) for v in (upper, lower, x)])
+                slots.append(slot)
+                slot, parity = k.advance(ring, slot, parity)
+            first, second = list(sums[:4]), list(sums[4:])
+            for high, low, x in loads:
+                first = b.mma(first, [high[0], low[0], high[1], low[1]], x[:2])
+                second = b.mma(second, [high[2], low[2], high[3], low[3]], x[2:])
+            k.release(ring, *slots)
+            return [j + turns * warps, slot, parity, *first, *second]
+
         def more(j: Value, *_: Value) -> Value:
-            return b.ult(j, start + blocks)
+            return b.ult(j + (TURNS - 1) * warps, end)
 
-        def block(j: Value, slot: Value, parity: Value, *sums: Value) -> list[Value]:
-            x = b.load("vector<4xi32>", b.at(fragment, (j - start) * 64), 16)
-            k.wait_full(ring, slot, parity)
-            at = b.at(k.smem, slot * ring.slot_bytes + mine, ring.smem_offset)
-            upper, lower = (b.load("vector<4xi32>", b.at(at, None, h * 512), 16) for h in (0, 1))
-            k.release(ring, slot)
-            slot, parity = k.advance(ring, slot, parity)
-            high, low, words = (b.elements(v, 4) for v in (upper, lower, x))
-            first = b.mma(sums[:4], [high[0], low[0], high[1], low[1]], words[:2])
-            second = b.mma(sums[4:], [high[2], low[2], high[3], low[3]], words[2:])
-            return [j + warps, slot, parity, *first, *second]
-
-        j, slot, parity, *sums = b.while_([j, slot, parity, *zero], more, block)
+        carried = [j, slot, parity, *zero]
+        if blocks > (TURNS - 1) * warps:
+            carried = b.while_(carried, more, partial(some, TURNS))
+        carried = b.while_(carried, lambda j, *_: b.ult(j, end), partial(some, 1))
+        j, slot, parity, *sums = carried
         # All four lanes of a row hold the same sums: storing all keeps the mma out of a branch.
         for half, e in ((0, 0), (32, 2)):
             value = sums[e] + sums[e + 4]

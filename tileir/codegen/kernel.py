@@ -235,12 +235,16 @@ class Kernel:
         wrap = b.eq(slot + 1, ring.slots)
         return b.select(wrap, 0, slot + 1), parity ^ b.i32(wrap)
 
-    def release(self, ring: Ring, slot: Value) -> None:
-        """This warp is done with a slot."""
+    def release(self, ring: Ring, *slots: Value) -> None:
+        """This warp is done with slots."""
         b.warp_sync()
         results = [b.type_of("i64")]
-        barrier = self.empty(ring, slot)
-        b.if_(b.eq(self.lane, 0), lambda: _arrive(barrier, results))
+
+        def arrive() -> None:
+            for slot in slots:
+                _arrive(self.empty(ring, slot), results)
+
+        b.if_(b.eq(self.lane, 0), arrive)
 
     def initialise(self) -> None:
         """Thread 0 sets up every mbarrier and flag; then the block meets."""

@@ -78,14 +78,15 @@ def rows(k: Kernel, body: Body) -> None:
 
 
 def _run(row: Row, block: Any) -> list[Pair]:
-    """This thread's pairs of what the body yields."""
+    """This thread's pairs of what the body yields. Constants are asked for before the row is there."""
+    fetched = {op: FETCHES[name_of(op)](row, op) for op in block if name_of(op) in FETCHES}
     values: dict[Any, list[Pair]] = {}
     for op in block:
         operands = list(op.operation.operands)
         if name_of(op) == "tile.yield":
             return values[operands[0]]
         known = [values[o] for o in operands if o in values]
-        others = [o for o in operands if o not in values]
+        others = fetched.get(op) or [o for o in operands if o not in values]
         made = RULES[name_of(op)](row, op, known, others)
         if made:
             values[op.operation.results[0]] = made
@@ -107,7 +108,7 @@ def _plus(_row: Row, _op: Any, known: list[list[Pair]], _others: list[Any]) -> l
 
 
 def _rms_norm(row: Row, op: Any, known: list[list[Pair]], others: list[Any]) -> list[Pair]:
-    weights = row.constants(others[0])
+    (weights,) = others
     if get(op, "unit_offset"):
         weights = [(x + 1.0, y + 1.0) for x, y in weights]
     squares = [(x * x, y * y) for x, y in known[0]]
@@ -118,7 +119,7 @@ def _rms_norm(row: Row, op: Any, known: list[list[Pair]], others: list[Any]) -> 
 
 
 def _layer_norm(row: Row, op: Any, known: list[list[Pair]], others: list[Any]) -> list[Pair]:
-    weights, biases = (row.constants(o) for o in others)
+    weights, biases = others
     mean = row.total(known[0]) * (1.0 / row.size)
     centred = [(x - mean, y - mean) for x, y in known[0]]
     squares = [(x * x, y * y) for x, y in centred]
@@ -129,35 +130,51 @@ def _layer_norm(row: Row, op: Any, known: list[list[Pair]], others: list[Any]) -
     ]
 
 
+def _constants_of(row: Row, op: Any) -> list[list[Pair]]:
+    """This thread's pairs of the buffers that a norm reads."""
+    return [row.constants(value) for value in list(op.operation.operands)[1:]]
+
+
+class _Turn:
+    """A value of a row that turns: places of its own and of its partner, its angle, whether it is of those that do."""
+
+    def __init__(self, row: Row, op: Any, i: Value, e: int) -> None:
+        k, first, table = row.k, get(op, "first"), list(op.operation.operands)[1]
+        half = shape_of(table)[1]
+        assert half is not None
+        j = i * 2 + e - first  # wraps around below `first`
+        self.turns = b.ult(j, 2 * half)
+        number, partner, own, self.low = _PARTNERS[get(op, "style")](
+            b.select(self.turns, j, 0), half
+        )
+        self.places = own, partner
+        at = b.at(k.operand(row.body, table), b.i64(k.position * half + number) * 8)
+        self.cos, self.sin = b.elements(b.constant_load("vector<2xf32>", at, 8), 2)
+
+
+def _turns_of(row: Row, op: Any) -> list[tuple[_Turn, _Turn]]:
+    """What this thread's pairs need to turn."""
+    return [(_Turn(row, op, i, 0), _Turn(row, op, i, 1)) for i in row.inside]
+
+
 def _rotate(row: Row, op: Any, known: list[list[Pair]], others: list[Any]) -> list[Pair]:
     """Every value from its own and its partner's, which another thread holds."""
     k, first = row.k, get(op, "first")
-    half = shape_of(others[0])[1]
-    assert half is not None
-    table = b.at(k.operand(row.body, others[0]), b.i64(k.position * half) * 8)
     memory = b.at(k.smem, None, k.plan.part_offset)
     k.consumers_meet()
     for pair, mine, values in zip(row.pairs, row.mine, known[0], strict=True):
         b.if_(mine, partial(b.store, b.vec(*values), b.at(memory, pair * 8), 8))
     k.consumers_meet()
 
-    def turned(j: Value) -> Value:
-        """The value at place j of the 2·half that turn."""
-        i, partner, own, low = _PARTNERS[get(op, "style")](j, half)
-        angle = b.constant_load("vector<2xf32>", b.at(table, b.i64(i) * 8), 8)
-        cos, sin = b.elements(angle, 2)
-        mine, other = (b.load("f32", b.at(memory, n * 4, first * 4), 4) for n in (own, partner))
-        return mine * cos + other * b.select(low, b.const(0.0, "f32") - sin, sin)
+    def turned(turn: _Turn, value: Value) -> Value:
+        mine, other = (b.load("f32", b.at(memory, n * 4, first * 4), 4) for n in turn.places)
+        sin = b.select(turn.low, b.const(0.0, "f32") - turn.sin, turn.sin)
+        return b.select(turn.turns, mine * turn.cos + other * sin, value)
 
-    out = []
-    for i, values in zip(row.inside, known[0], strict=True):
-        made = []
-        for e, value in enumerate(values):
-            j = i * 2 + e - first  # wraps around below `first`
-            turns = b.ult(j, 2 * half)
-            made.append(b.select(turns, turned(b.select(turns, j, 0)), value))
-        out.append((made[0], made[1]))
-    return out
+    return [
+        (turned(low, x), turned(high, y))
+        for (low, high), (x, y) in zip(others, known[0], strict=True)
+    ]
 
 
 def _halves(j: Value, half: int) -> tuple[Value, Value, Value, Value]:
@@ -198,4 +215,9 @@ RULES: dict[str, Rule] = {
     "tile.layer_norm": _layer_norm,
     "tile.rotate": _rotate,
     "tile.store": _store,
+}
+FETCHES: dict[str, Callable[[Row, Any], list[Any]]] = {
+    "tile.rms_norm": _constants_of,
+    "tile.layer_norm": _constants_of,
+    "tile.rotate": _turns_of,
 }
