@@ -49,16 +49,18 @@ def test_phases_are_as_late_as_delays_nobody(data: Any) -> None:
         assert found[stage] == (min(behind) - 1 if behind else longest[stage])
 
 
-@given(st.integers(0, 400_000), st.sampled_from([4096, 16384, 65536]), st.integers(1, 6))
-def test_rings_fit(free: int, slot_bytes: int, window: int) -> None:
-    rings = choose_rings(free, slot_bytes, window)
-    assert (rings is None) == (free < least_ring_bytes(slot_bytes))
+@given(
+    st.integers(0, 400_000), st.sampled_from([4096, 16384, 65536]), st.integers(1, 6), st.booleans()
+)
+def test_rings_fit(free: int, slot_bytes: int, window: int, state: bool) -> None:
+    rings = choose_rings(free, slot_bytes, window, state=state)
+    assert (rings is None) == (free < least_ring_bytes(slot_bytes, state=state))
     if rings is not None:
         slots = rings.tape_slots + rings.state_slots
         assert slots * slot_bytes <= free
         assert rings.tape_slots == 12 or (slots + 1) * slot_bytes > free
         assert 1 <= rings.tape_window <= min(window, rings.tape_slots)
-        assert 1 <= rings.state_window < rings.state_slots
+        assert 1 <= rings.state_window < rings.state_slots if state else rings.state_slots == 0
 
 
 def test_register_file_bounds_the_roles(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,23 @@ def ring(problem: Problem, name: str, **changes: Any) -> Problem:
     return replace(problem, rings=problem.rings | {name: replace(problem.rings[name], **changes)})
 
 
+def two_rings(problem: Problem) -> Problem:
+    """The same with a ring and a loader of their own for old rows."""
+
+    def apart(row: Any) -> Any:
+        if not is_attend(row):
+            return row
+        fills, drains = (
+            tuple(replace(s, ring="state", alone=0, **role) for s in streams)
+            for streams, role in ((row.body.fills, {"role": "state"}), (row.body.drains, {}))
+        )
+        return replace(row, body=replace(row.body, fills=fills, drains=drains))
+
+    tape = problem.rings["tape"]
+    rings = problem.rings | {"state": replace(tape, name="state", slots=3, window=2)}
+    return replace(problem, rings=rings, rows=tuple(map(apart, problem.rows)))
+
+
 def channel(problem: Problem, name: str, **changes: Any) -> Problem:
     made = replace(problem.channels[name], **changes)
     return replace(problem, channels=problem.channels | {name: made})
@@ -169,9 +186,12 @@ PROBLEM_DEFECTS: dict[str, tuple[Callable[[Problem], Problem], str]] = {
         "which row 4 .* writes later in the same step",
     ),
     "a ring of one slot": (lambda p: ring(p, "tape", slots=1), "tape has 1 slots"),
-    "a window beyond the ring": (lambda p: ring(p, "state", window=4), "3 slots and a window of 4"),
+    "a window beyond the ring": (
+        lambda p: ring(p, "tape", window=13),
+        "12 slots and a window of 13",
+    ),
     "a slot too small for a position": (
-        lambda p: ring(p, "state", slot_bytes=32),
+        lambda p: ring(two_rings(p), "state", slot_bytes=32),
         "a slot of ring state has 32 bytes",
     ),
     "a fill that nobody multiplies": (
@@ -185,10 +205,10 @@ PROBLEM_DEFECTS: dict[str, tuple[Callable[[Problem], Problem], str]] = {
     ),
     "a stream that nobody drains": (
         lambda p: change(p, is_attend, drains=()),
-        "fill ring state and the consumers drain nothing",
+        "fill ring tape and the consumers drain nothing",
     ),
     "a window whose slots differ": (
-        lambda p: change(ring(p, "state", slot_bytes=64), is_attend, fills=window(5)),
+        lambda p: change(ring(two_rings(p), "state", slot_bytes=64), is_attend, fills=window(5)),
         r"at position 8 role state fills 4 slots of ring state and the consumers drain 8; for example .*, step 9",
     ),
     "no records": (
@@ -221,4 +241,4 @@ def test_defect_of_the_problem(name: str, good: Problem) -> None:
 
 def test_the_cases_raise_no_alarm_unbroken(good: Problem) -> None:
     verify(good)
-    verify(ring(good, "state", slot_bytes=64))
+    verify(ring(two_rings(good), "state", slot_bytes=64))

@@ -165,7 +165,7 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
         "waits for values .* of channel linear_1",
     ),
     "fewer groups than the loader": (
-        on(0, sub(r"(fill_gathered.*\{)groups = 2", r"\g<1>groups = 1")),
+        on(0, sub(r"(fill_gathered.*)groups = 2", r"\g<1>groups = 1")),
         r"role state fills ring state by \(tasks, splits, groups",
     ),
     "the groups of another GPU": (

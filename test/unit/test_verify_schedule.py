@@ -66,8 +66,15 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
     # arrivals
     "a combine of too few heads": (
         sub("rows = 4 :", "rows = 3 :"),
-        r"row \d+ \(contract_1\) waits for values 0 … 63 of channel attention_0, of which "
-        r"row 3 \(combine_0\) writes 0 … 47; for example row \d+ \(contract_1\), SM 0, step 1",
+        r"of channel attention_0 attention fills 0 … 63, its combine 0 … 47; for example row 2 \(attend_0\)",
+    ),
+    "a combine that stands idle at other positions": (
+        sub(r"(tile.combine.*alone = )\d+", r"\g<1>1"),
+        r"row 3 \(combine_0\) awaits channel partial_0, which row 2 \(attend_0\) leaves out|fills channel attention_0",
+    ),
+    "attention that never finishes": (
+        sub(r'"tile.finish".*\n', "\n"),
+        "attention finishes exactly where its combine does nothing",
     ),
     "a lookup of too few pairs": (
         sub("rows = 32 :", "rows = 31 :"),
@@ -128,16 +135,16 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
         sub(r"(engine.multiply.*)k = 64", r"\g<1>k = 32"),
         "blocks and the consumers drain",
     ),
-    "a stream into the tape ring": (
-        sub(r'(fill_rows.*)ring = "state"', r'\g<1>ring = "tape"'),
+    "a second loader of the ring": (
+        sub(r'(fill_rows[^}]*\}[^}]*\}\) \{sym_name = )"tape"', r'\g<1>"state"'),
         r"filled by role tape in row 1.*by role state in row 2",
     ),
     "a drain of another ring": (
-        sub(r'ring = "state", scale', 'ring = "tape", scale'),
-        "fill ring state and the consumers drain ring tape",
+        sub(r'ring = "tape", scale', 'ring = "state", scale'),
+        "fill ring tape and the consumers drain ring state",
     ),
     "an unknown ring": (
-        sub(r'ring = "state"', 'ring = "third"'),
+        sub(r'ring = "tape"', 'ring = "third"'),
         "ring 'third', which is not there",
     ),
     "k and v exchanged": (
@@ -146,7 +153,7 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
     ),
     "another window": (
         sub(r'(engine.fill_rows".*)window = 0', r"\g<1>window = 5"),
-        r"fills ring state by \(tasks, splits, groups, head size, window\)",
+        r"fills ring tape by \(tasks, splits, groups, head size, window, alone\)",
     ),
     "a consumer warp too few": (
         sub("{consumer = 4", "{consumer = 3"),
@@ -235,7 +242,7 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
     ),
     "rings that overlap": (
         sub("smem_offset = 0 ", "smem_offset = 65536 "),
-        "ring tape and ring state overlap in shared",
+        "ring tape and activations overlap in shared",
     ),
     "partial sums too small": (less("scratch_offset", 128), "partial sums and scratch overlap"),
     "activations too small": (less("part_offset", 128), "activations and partial sums overlap"),

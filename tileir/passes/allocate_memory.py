@@ -127,7 +127,7 @@ def _shared(device: Any, target: Target) -> None:
     free = target.smem_bytes - fixed
     rings = choose_rings(free, target.slot_bytes, target.window, state="state" in names)
     if rings is None:
-        least = least_ring_bytes(target.slot_bytes)
+        least = least_ring_bytes(target.slot_bytes, state="state" in names)
         raise TileirError(
             f"shared memory: {fixed + least} bytes needed, {target.smem_bytes} available",
             location=located(device) or f"target {target.name!r}",

@@ -58,9 +58,9 @@ def choose_rings(free_bytes: int, slot_bytes: int, window: int, *, state: bool) 
     tape = min(MAX_TAPE_SLOTS, slots - kept)
     if tape < MIN_TAPE_SLOTS:
         return None
-    return Rings(tape, min(window, tape), kept, min(window, kept - 1))
+    return Rings(tape, min(window, tape), kept, min(window, max(0, kept - 1)))
 
 
-def least_ring_bytes(slot_bytes: int) -> int:
+def least_ring_bytes(slot_bytes: int, *, state: bool) -> int:
     """Shared memory of the shallowest rings that `choose_rings` accepts."""
-    return (MIN_TAPE_SLOTS + MIN_STATE_SLOTS) * slot_bytes
+    return (MIN_TAPE_SLOTS + (MIN_STATE_SLOTS if state else 0)) * slot_bytes
