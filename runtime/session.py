@@ -85,6 +85,7 @@ class CudaSession:
         self._mailbox, self._mailbox_device = d.mapped(self._first_token + m["context"] + 1)
         self._logits = 0
         self._trace = d.allocate(sizes["trace"], "the trace") if sizes["trace"] else 0
+        self._stamps, self._stride = 0, 1
         d.upload(table, self._table)
         self._epoch = 0
         self._running = False
@@ -150,6 +151,24 @@ class CudaSession:
         self._finish()
         return self.last_milliseconds / steps
 
+    def step_times(self, steps: int, position: int) -> np.ndarray:
+        """Milliseconds of each of `steps` steps of one launch, all of them at `position`, float64 [steps - 1].
+
+        Raises TileirError if the position, or the number of steps, passes the context.
+        """
+        context = self.manifest["context"]
+        if position >= context or steps > context:
+            raise TileirError(f"{steps} steps at {position} pass the context of {context}")
+        self._stamps, self._stride = self._device.allocate(8 * steps, "time stamps"), 0
+        try:
+            self._start([0], steps, (), position)
+            self._finish()
+            stamps = self._device.download(self._stamps, (steps,), np.int64)
+            return np.diff(stamps) * 1e-6
+        finally:
+            self._device.free(self._stamps)
+            self._stamps, self._stride = 0, 1
+
     def trace(self, position: int, steps: int = 8) -> np.ndarray:
         """Clocks of the last of `steps` steps, at `position`: [sms, rows + 1, marks] int64, as manifest["marks"] names.
 
@@ -188,10 +207,11 @@ class CudaSession:
         pointers = (
             *(self._tape, self._offsets, self._constants, self._states, self._exchange),
             *(self._table, self._prompt, self._stops, self._logits, self._control),
-            *(self._mailbox_device, self._trace),
+            *(self._mailbox_device, self._trace, self._stamps),
         )
         words = (
-            *(len(m["table"]), len(ids), steps, self._epoch, position, len(stop_ids), steps - 1),
+            *(len(m["table"]), len(ids), steps, self._epoch, position, self._stride),
+            *(len(stop_ids), steps - 1),
             *(self.launch[name] for name in ("tape_window", "alone_bytes")),
         )
         arguments: list[tuple[int, Any]] = [(p, ctypes.c_void_p) for p in pointers]

@@ -30,7 +30,7 @@ def consumer(k: Kernel) -> None:
 
     def a_step(step: Value, _go: Value, *carried: Value) -> list[Value]:
         k.step, k.epoch = step, step + k.arg["epoch_base"] + 1
-        k.position = step + k.arg["position_base"]
+        k.position = step * k.arg["stride"] + k.arg["position_base"]
         k.token = carried[4]
         k.begin_trace(step, b.eq(k.tid, 0))
         k.row = k.arg["rows"]
@@ -157,7 +157,10 @@ def _finish_step(k: Kernel, choice: Value) -> tuple[Value, Value]:
     def tell() -> None:
         b.fence_proxy_async()
         b.if_(b.both(b.eq(k.sm, 0), b.negate(forced)), lambda: _to_host(k, choice))
-        k.send_record(k.position + 1, b.i32(last), following & 1)
+        stamps = k.arg["stamps"]
+        wanted = b.both(b.eq(k.sm, 0), b.ne(b.pointer_bits(stamps), 0))
+        b.if_(wanted, lambda: b.store(b.global_timer(), b.at(stamps, b.i64(k.step) * 8), 8))
+        k.send_record(k.position + k.arg["stride"], b.i32(last), following & 1)
 
     b.if_(b.eq(k.tid, 0), tell)
     return token, b.negate(last)

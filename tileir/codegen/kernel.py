@@ -29,11 +29,13 @@ ARGUMENTS = {
     "control": "!llvm.ptr<1>",  # word 0: abort; from byte 256: a report of 32 bytes for each warp
     "mailbox": "!llvm.ptr<1>",  # host memory: word 0 count, word 1 state, tokens from byte 64
     "trace": "!llvm.ptr<1>",  # i64 [sms, rows + 1, MARKS], of kernels that trace; else not touched
+    "stamps": "!llvm.ptr<1>",  # i64 [steps]: the GPU's timer in ns at each step's end, or null
     "rows": "i32",
     "prompt_length": "i32",
     "steps": "i32",
     "epoch_base": "i32",  # the first step's epoch, less one
     "position_base": "i32",  # the first step's position
+    "stride": "i32",  # by how much a step moves the position: 1, or 0 to measure
     "stop_count": "i32",
     "traced_step": "i32",
     "tape_window": "i32",  # copies of the tape on their way at once
