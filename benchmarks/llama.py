@@ -50,12 +50,14 @@ def random_model(name: str, dtype: torch.dtype, seed: int = 0, score_deviation: 
             gain = sharp if "q_proj" in key or "k_proj" in key else 1.0
             parameter.data.copy_(noise * gain / math.sqrt(parameter.shape[1]))
     model.tie_weights()
+    model = model.to(dtype)
+    # Frequencies stay fp32, as where transformers loads a model.
     frequencies = 1.0 / config.rope_parameters["rope_theta"] ** (
         torch.arange(0, config.head_dim, 2, device="cuda").float() / config.head_dim
     )
     for key in ("inv_freq", "original_inv_freq"):
         model.model.rotary_emb.register_buffer(key, frequencies.clone(), persistent=False)
-    return model.to(dtype).eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)
 
 
 class TorchWeights(Mapping[str, Any]):
