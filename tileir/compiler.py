@@ -136,8 +136,7 @@ def compile_module(module: Any, *, progress: Progress | None = None, **options: 
         if decode.spill_bytes:
             raise TileirError(
                 f"the kernel spills {decode.spill_bytes} bytes of registers",
-                hint="the reference device runs the model; attention with fewer queries in a group (the target's "
-                "`queries`) takes fewer registers",
+                hint="the reference device runs the model",
             )
         manifest["assembled"] = {
             "registers": decode.registers,

@@ -8,11 +8,12 @@ import pytest
 
 import tileir
 from test.models import arrays, tiny_llama, tiny_mla, tiny_moe
+from tileir.codegen.ptx import assemble
 from tileir.errors import TileirError
 from tileir.frontends.torch_export import export_decode
 from tileir.package import Package
 from tileir.packing import pack_row, tape_layout
-from tileir.target import TARGETS
+from tileir.target import TARGETS, Target
 
 
 def compiled(**changes: Any) -> Package:
@@ -77,16 +78,27 @@ def test_head_sizes_that_have_no_kernel() -> None:
         compiled(head_dim=272)
 
 
-def test_queries_that_do_not_fit_the_registers(monkeypatch: pytest.MonkeyPatch) -> None:
-    greedy = replace(TARGETS["h100"], queries=8)
+def test_queries_that_do_not_fit_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    greedy = replace(TARGETS["h100"], queries=16)
     monkeypatch.setitem(TARGETS, "h100", greedy)
-    with pytest.raises(TileirError, match=r"(?s)spills .* fewer queries in a group"):
-        compiled(num_attention_heads=8, num_key_value_heads=1, head_dim=128)
+    with pytest.raises(TileirError, match=r"(?s)16 queries a task .* kernels take 8"):
+        compiled(num_attention_heads=16, num_key_value_heads=1)
 
 
-def test_groups_of_queries_fit_the_registers() -> None:
-    """Eight queries of a kv head are two groups of four."""
-    package = compiled(num_attention_heads=8, num_key_value_heads=1, head_dim=128)
+def test_a_kernel_that_spills_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tight(ptx: str, target: Target) -> Any:
+        cubin, facts = assemble(ptx, target)
+        return cubin, {n: replace(f, spill_bytes=4) for n, f in facts.items()}
+
+    monkeypatch.setattr("tileir.compiler.assemble", tight)
+    with pytest.raises(TileirError, match="spills 4 bytes of registers"):
+        compiled()
+
+
+@pytest.mark.parametrize("queries", [1, 7, 8, 16])
+def test_any_number_of_queries_of_a_kv_head(queries: int) -> None:
+    """Up to eight are one task; sixteen are two groups."""
+    package = compiled(num_attention_heads=queries, num_key_value_heads=1, head_dim=128)
     assert package.manifest["assembled"]["spill_bytes"] == 0
 
 

@@ -13,8 +13,7 @@
 // CHECK-LABEL: engine.device
 // CHECK: engine.ring
 // CHECK-SAME: sym_name = "tape"
-// CHECK: engine.ring
-// CHECK-SAME: sym_name = "state"
+// CHECK-NOT: engine.ring
 // CHECK: engine.state
 // CHECK-SAME: sym_name = "qkv_0"
 // CHECK: engine.channel

@@ -22,7 +22,6 @@ from tileir.scheduling.assign import ATTEND_WARPS, rows_a_slot
 Value = Any
 LOWEST = -1e30
 UNIT_ROWS = 16
-QUERIES = 8  # columns of an mma
 
 
 class Attend:
@@ -39,7 +38,6 @@ class Attend:
         )
         self.tasks = get(self.op, "tasks")
         self.groups = self.heads // get(self.op, "groups")
-        assert self.groups <= QUERIES, f"{self.groups} queries a kv head"
         self.chunks = self.size // 8
         # Each share of a value's chunks has warps of its own, which make the same scores: all sums of a row would not
         # fit a warp's registers.

@@ -16,6 +16,7 @@ from tileir.target import Target
 UNIT = 256
 HEADER_WORDS = 2
 MAX_HEAD_SIZE = 256
+MAX_QUERIES = 8  # columns of an mma
 MAPS = (
     *("tile.lookup", "tile.combine", "tile.load", "tile.plus", "tile.rms_norm", "tile.layer_norm"),
     *("tile.rotate", "tile.store", "tile.yield"),
@@ -266,6 +267,11 @@ def _unsupported_attend(op: Any) -> Iterator[tuple[str, str]]:
     whole = all((get(o, "size"), get(o, "offset") % 2) == (size, 0) for o in pieces)
     if names != ["tile.query", "tile.key", "tile.value"] or size != get(op, "value_size"):
         yield "attention over latents or lists", "kernels read a q, a k and a v"
+    elif get(op, "heads") // get(op, "groups") > MAX_QUERIES:
+        yield (
+            f"{get(op, 'heads') // get(op, 'groups')} queries a task of attention",
+            f"kernels take {MAX_QUERIES}: lower the target's `queries`",
+        )
     elif not whole or size % 8 or not 8 <= size <= MAX_HEAD_SIZE:
         yield (
             f"attention with heads of {size} values",
