@@ -98,7 +98,9 @@ def test_a_kernel_that_spills_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("queries", [1, 7, 8, 16])
 def test_any_number_of_queries_of_a_kv_head(queries: int) -> None:
     """Up to eight are one task; sixteen are two groups."""
-    package = compiled(num_attention_heads=queries, num_key_value_heads=1, head_dim=128)
+    package = compiled(
+        hidden_size=64 * queries, num_attention_heads=queries, num_key_value_heads=1, head_dim=128
+    )
     assert package.manifest["assembled"]["spill_bytes"] == 0
 
 
