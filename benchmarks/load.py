@@ -44,10 +44,10 @@ def main() -> None:
         return
     import torch
 
-    from benchmarks.families import random_model
+    from benchmarks.shapes import config_of, random_model
 
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
-        model = random_model(args.family)
+        model = random_model(config_of(args.family))
         model.save_pretrained(name, max_shard_size="2GB")
         size = sum(p.stat().st_size for p in Path(name).glob("*.safetensors"))
         largest = max(p.numel() * p.element_size() for p in model.parameters())

@@ -1,4 +1,4 @@
-"""Packages for the GPU runs, compiled where there is no GPU.
+"""Packages for benchmarks.device_check and benchmarks.gate, compiled where there is no GPU.
 
 python -m benchmarks.make_packages FOLDER [--model HF_FOLDER]
 """
@@ -13,13 +13,9 @@ import numpy as np
 import torch
 
 import tileir
-from benchmarks.llama import SHAPES, config_of
 from test.families import FAMILIES, family
 from test.gpu.mutants import MUTANTS, patched
-from tileir.frontends.torch_export import export_decode, fake_hf, load_hf
-
-CONTEXTS = {"smollm2-135m": 2048}
-
+from tileir.frontends.torch_export import export_decode, load_hf
 
 TINY: dict[str, dict[str, Any]] = {
     "tiny": {},
@@ -80,15 +76,12 @@ def write_case(folder: Path, name: str, model: Any) -> None:
 
 
 def main() -> None:
-    """Write a package of every shape, smollm2.tileir and one package for each mutant."""
+    """Write the small models' cases, smollm2.tileir and one package for each mutant."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", type=Path, default=Path(".cache/smollm2"))
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    for name in SHAPES:
-        program = export_decode(fake_hf(config_of(name)), CONTEXTS.get(name, 4096))
-        tileir.compile(program, target="h100").save(args.folder / f"{name}.tileir")
     for name, make in cases().items():
         write_case(args.folder, name, make())
     program = export_decode(load_hf(args.model), 2048)

@@ -1,29 +1,77 @@
 """The speed benchmark's own arithmetic, where there is no GPU."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 import pytest
 
-from benchmarks import decode
+from benchmarks import decode, records
+from benchmarks.shapes import config_of
+from tileir.errors import TileirError
+
+KEYS = {
+    *("gpu", "devices", "model", "dtype", "context", "ms", "p999_ms", "ceiling_tbps", "bytes"),
+    *("share", "torch_compile_ms", "max_logit_error", "commit", "date"),
+}
 
 
 def record(model: str, context: int, **changes: Any) -> dict[str, Any]:
-    facts = {
-        "gpu": "NVIDIA H100",
-        "devices": 1,
-        "model": model,
-        "dtype": "bf16",
-        "context": context,
-    }
+    facts = {"gpu": "NVIDIA H100", "devices": 1, "dtype": "bf16", "commit": "", "date": ""}
     figures = {"ms": 1.0, "p999_ms": None, "ceiling_tbps": 3.0, "bytes": 2_000_000_000}
-    return facts | figures | {"torch_compile_ms": None} | changes
+    rest = {"share": 0.5, "torch_compile_ms": None, "max_logit_error": 0.1}
+    return facts | {"model": model, "context": context} | figures | rest | changes
+
+
+class Memory:
+    """A device whose memory is the host's."""
+
+    def __init__(self, size: int) -> None:
+        self.bytes = np.zeros(size, np.uint8)
+        self.copies = self.pins = 0
+
+    def pinned(self, size: int) -> np.ndarray:
+        self.pins += 1
+        return np.empty(size, np.uint8)
+
+    def unpin(self, _array: np.ndarray) -> None:
+        self.pins -= 1
+
+    def begin_upload(self, array: np.ndarray, at: int) -> None:
+        self.copies += 1
+        assert len(self.bytes[at:]) >= len(array)
+        self.bytes[at : at + len(array)] = array
+
+    def synchronize(self) -> None:
+        pass
+
+
+class Session:
+    """What `measure` and `timed` need of a session; a step takes 1 ms for every 1024 positions."""
+
+    def __init__(self, context: int, states: int = 1 << 16) -> None:
+        self.manifest = {"context": context, "memory": {"states": states}}
+        self._device, self._states = Memory(states), 0
+        self.asked: list[tuple[int, int]] = []
+
+    def time_steps(self, steps: int, position: int) -> float:
+        self.asked.append((steps, position))
+        return (position + steps) / 1024
+
+    def step_times(self, steps: int, position: int) -> np.ndarray:
+        self.asked.append((steps, position))
+        return np.linspace(0, 1, steps - 1)
+
+    def close(self) -> None:
+        pass
 
 
 def test_bytes_of_llama_1b() -> None:
     # 1,235,814,400 parameters, the tied table once, and one row of it again; 2 · 8 · 64 values a layer and position.
-    c = decode.config_of("llama-3.2-1b")
+    c = config_of("llama-3.2-1b")
     assert decode.step_bytes(c, 1) == 2 * (1_235_814_400 + 2048)
     assert decode.step_bytes(c, 33) - decode.step_bytes(c, 1) == 2 * 16 * 2 * 512 * 32
 
@@ -33,7 +81,7 @@ def test_bytes_are_those_of_the_weights(name: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = decode.config_of(name)
+    config = config_of(name)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     table = model.get_input_embeddings().weight
@@ -45,23 +93,106 @@ def test_bytes_are_those_of_the_weights(name: str) -> None:
 
 def test_new_records_replace_those_of_the_same_row(tmp_path: Path) -> None:
     path = tmp_path / "results" / "decode.json"
-    decode.merge(path, [record("a", 32), record("a", 1024), record("b", 32)])
-    decode.merge(path, [record("a", 1024, ms=0.5)])
+    records.merge(path, [record("a", 32), record("a", 1024), record("b", 32)])
+    records.merge(path, [record("a", 1024, ms=0.5)])
     held = {(r["model"], r["context"]): r["ms"] for r in json.loads(path.read_text())}
     assert held == {("a", 32): 1.0, ("a", 1024): 0.5, ("b", 32): 1.0}
 
 
 def test_committed_records_have_the_same_parts() -> None:
-    records = json.loads(decode.results_path("H100").read_text())
-    wanted = {*record("a", 1), "share", "max_logit_error", "commit", "date"}
-    assert all(set(r) == wanted for r in records)
-    for r in records:
-        assert r["bytes"] == decode.step_bytes(decode.config_of(r["model"]), r["context"])
+    held = json.loads(records.results_path("H100").read_text())
+    assert all(set(r) == KEYS for r in held)
+    for r in held:
+        assert r["bytes"] == decode.step_bytes(config_of(r["model"]), r["context"])
         share = r["bytes"] / (r["ms"] * 1e-3) / (r["ceiling_tbps"] * 1e12)
         assert r["share"] == pytest.approx(share)
 
 
-def test_plot(tmp_path: Path) -> None:
-    path = tmp_path / "decode.png"
-    decode.plot([record("a", c, torch_compile_ms=2.0) for c in (1, 32, 1024)], path)
-    assert path.read_bytes().startswith(b"\x89PNG")
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_plot(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"decode.{suffix}"
+    rows = [record("a", c, torch_compile_ms=2.0 if c == 32 else None) for c in (1, 32, 1024)]
+    records.plot(rows, path)
+    head = path.read_bytes()[:400]
+    assert head.startswith(b"\x89PNG") or b"<svg" in head
+
+
+def test_a_line_says_what_was_measured() -> None:
+    assert "torch" not in records.row_text(record("a", 32))
+    text = records.row_text(record("a", 32, torch_compile_ms=1.5, p999_ms=1.25))
+    assert "1.0000 ms, 50.0% of 3.000 TB/s, 99.9 % 1.2500 ms" in text
+    assert "torch.compile 1.5000 ms (1.50 ×)" in text
+
+
+def test_a_gpu_without_a_list_is_refused() -> None:
+    assert records.results_path("NVIDIA H200").name == "decode-h200.json"
+    with pytest.raises(TileirError, match="A100"):
+        records.results_path("NVIDIA A100-SXM4-80GB")
+
+
+def test_all_of_kv_holds_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "NOISE_BYTES", 4096)
+    session = Session(64, states=3 * 4096 + 100)
+    decode.fill_states(session)  # type: ignore[arg-type]
+    values = session._device.bytes.view(ml_dtypes.bfloat16).astype(np.float32)
+    assert session._device.copies == 4
+    assert session._device.pins == 0
+    assert np.isfinite(values).all()
+    assert values[-50:].all()
+    assert 0.95 < values.std() < 1.05
+
+
+def arguments(path: Path) -> Namespace:
+    contexts = {"contexts": [1, 32, 1024, 4096], "peer_contexts": [32], "pinned_contexts": [1024]}
+    return Namespace(out=path, **contexts)
+
+
+def run(path: Path, monkeypatch: pytest.MonkeyPatch, passed: bool, peer: Any) -> bool:
+    """`measure` of a made-up GPU."""
+    found = {"passed": passed, "max_logit_error": 0.1}
+    fakes = {
+        "random_model": lambda _config: None,
+        "TorchWeights": lambda _model: None,
+        "CudaSession": lambda _package, _weights: Session(2048),
+        "gate": lambda _session, _model: found,
+        "ceiling_tbps": lambda: 3.0,
+        "compiled_ms": peer,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(decode, name, fake)
+    facts = {k: record("a", 1)[k] for k in ("gpu", "devices", "commit", "date")}
+    package: Any = None
+    return decode.measure("qwen3-4b", package, arguments(path), facts)
+
+
+def test_a_model_that_fails_the_gate_has_no_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "decode.json"
+    assert not run(path, monkeypatch, passed=False, peer=None)
+    assert not path.exists()
+
+
+def test_records_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "decode.json"
+    assert run(path, monkeypatch, passed=True, peer=lambda _model, context: context / 8)
+    rows = {r["context"]: r for r in json.loads(path.read_text())}
+    assert all(set(r) == KEYS for r in rows.values())
+    # The package holds 2048 positions; every row ends at its context.
+    assert {c: r["ms"] for c, r in rows.items()} == {1: 1 / 1024, 32: 32 / 1024, 1024: 1.0}
+    assert [r["torch_compile_ms"] for r in rows.values()] == [None, 4.0, None]
+    assert rows[1024]["p999_ms"] == pytest.approx(0.999)
+    assert rows[1]["p999_ms"] is rows[32]["p999_ms"] is None
+    assert rows[1024]["share"] == pytest.approx(rows[1024]["bytes"] / 1e-3 / 3e12)
+
+
+def test_a_peer_that_fails_leaves_our_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def peer(*_: Any) -> float:
+        raise MemoryError
+
+    path = tmp_path / "decode.json"
+    with pytest.raises(MemoryError):
+        run(path, monkeypatch, passed=True, peer=peer)
+    assert [r["context"] for r in json.loads(path.read_text())] == [1, 32, 1024]
