@@ -40,6 +40,39 @@ PINNED_CONTEXTS, PINNED_STEPS = (1024,), 10_000
 NOISE_BYTES = 64 << 20
 
 
+def step_bytes(config: Any, context: int) -> int:
+    """Bytes, bf16, that a step which sees `context` positions, its own included, has to read.
+
+    All weights but the embedding table, of which it is one row and, where it is tied, the head; keys and values of the
+    positions before.
+    """
+    c, size = config, config.head_dim
+    heads, kv = c.num_attention_heads * size, c.num_key_value_heads * size
+    layer = c.hidden_size * (2 * heads + 2 * kv + 3 * c.intermediate_size + 2)
+    if c.model_type == "qwen3":
+        layer += 2 * size
+    weights = c.num_hidden_layers * layer + c.hidden_size * (c.vocab_size + 2)
+    return 2 * (weights + c.num_hidden_layers * 2 * kv * (context - 1))
+
+
+def gate(session: CudaSession, model: Any) -> dict[str, Any]:
+    """The gate at families.POSITIONS, teacher-forced on random tokens; the model is fp32 afterwards."""
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, families.CONTEXT).tolist()
+    positions = families.POSITIONS
+    peer = families.logits_at(model, ids, positions)
+    ours = session.logits(ids)[positions]
+    exact = families.logits_at(model.float(), ids, positions)
+    found = verdict(distance(ours, exact), distance(peer, exact))
+    found["max_logit_error"] = float(np.abs(ours - exact).max())
+    return found
+
+
+def our_ms(session: CudaSession, context: int) -> float:
+    """Median milliseconds a step over launches of steps whose last sees `context` positions."""
+    steps = min(64, context)
+    return sorted(session.time_steps(steps, context - steps) for _ in range(7))[3]
+
+
 def measure(name: str, package: Package, args: argparse.Namespace, facts: dict[str, Any]) -> bool:
     """Write a record for every context; False, and none, if the gate fails."""
     clean()
@@ -80,18 +113,6 @@ def fill_states(session: CudaSession) -> None:
     d.unpin(noise)
 
 
-def gate(session: CudaSession, model: Any) -> dict[str, Any]:
-    """The gate at families.POSITIONS, teacher-forced on random tokens; the model is fp32 afterwards."""
-    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, families.CONTEXT).tolist()
-    positions = families.POSITIONS
-    peer = families.logits_at(model, ids, positions)
-    ours = session.logits(ids)[positions]
-    exact = families.logits_at(model.float(), ids, positions)
-    found = verdict(distance(ours, exact), distance(peer, exact))
-    found["max_logit_error"] = float(np.abs(ours - exact).max())
-    return found
-
-
 def timed(session: CudaSession, config: Any, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The figures of every context that the package holds, beside the ceiling."""
     # Clocks and memory differ from run to run: the ceiling is this model's.
@@ -112,27 +133,6 @@ def timed(session: CudaSession, config: Any, args: argparse.Namespace) -> Iterat
             "share": size / (ms * 1e-3) / (ceiling * 1e12),
             "torch_compile_ms": None,
         }
-
-
-def our_ms(session: CudaSession, context: int) -> float:
-    """Median milliseconds a step over launches of steps whose last sees `context` positions."""
-    steps = min(64, context)
-    return sorted(session.time_steps(steps, context - steps) for _ in range(7))[3]
-
-
-def step_bytes(config: Any, context: int) -> int:
-    """Bytes, bf16, that a step which sees `context` positions, its own included, has to read.
-
-    All weights but the embedding table, of which it is one row and, where it is tied, the head; keys and values of the
-    positions before.
-    """
-    c, size = config, config.head_dim
-    heads, kv = c.num_attention_heads * size, c.num_key_value_heads * size
-    layer = c.hidden_size * (2 * heads + 2 * kv + 3 * c.intermediate_size + 2)
-    if c.model_type == "qwen3":
-        layer += 2 * size
-    weights = c.num_hidden_layers * layer + c.hidden_size * (c.vocab_size + 2)
-    return 2 * (weights + c.num_hidden_layers * 2 * kv * (context - 1))
 
 
 def clean() -> None:

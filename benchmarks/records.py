@@ -46,6 +46,7 @@ def row_text(record: dict[str, Any]) -> str:
 def plot(records: list[dict[str, Any]], path: Path) -> None:
     """Milliseconds against context: ours, the bytes over the ceiling, torch.compile where it was run."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.subplots()
@@ -59,11 +60,15 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
         axes.plot(
             [r["context"] for r in peers], [r["torch_compile_ms"] for r in peers], "x", color=colour
         )
-    axes.set(xscale="log", yscale="log", xlabel="context", ylabel="ms a token, batch 1")
-    gpus = ", ".join(dict.fromkeys(r["gpu"] for r in records))
-    axes.set_title(
-        f"{gpus}, bf16: tileir (lines), bytes / streaming read (dashes), torch.compile (×)"
-    )
+    axes.set(yscale="log", xlabel="context", ylabel="ms a token, batch 1")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_title(f"{', '.join(dict.fromkeys(r['gpu'] for r in records))}, bf16")
+    axes.plot([], [], "--", color="grey", linewidth=0.8, label="bytes / streaming read")
+    axes.plot([], [], "x", color="grey", label="torch.compile")
     axes.grid(alpha=0.3, which="both")
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=110)

@@ -143,7 +143,11 @@ def test_all_of_kv_holds_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def arguments(path: Path) -> Namespace:
-    contexts = {"contexts": [1, 32, 1024, 4096], "peer_contexts": [32], "pinned_contexts": [1024]}
+    contexts = {
+        "contexts": [128, 512, 1024, 4096],
+        "peer_contexts": [512],
+        "pinned_contexts": [1024],
+    }
     return Namespace(out=path, **contexts)
 
 
@@ -179,10 +183,10 @@ def test_records_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     rows = {r["context"]: r for r in json.loads(path.read_text())}
     assert all(set(r) == KEYS for r in rows.values())
     # The package holds 2048 positions; every row ends at its context.
-    assert {c: r["ms"] for c, r in rows.items()} == {1: 1 / 1024, 32: 32 / 1024, 1024: 1.0}
-    assert [r["torch_compile_ms"] for r in rows.values()] == [None, 4.0, None]
+    assert {c: r["ms"] for c, r in rows.items()} == {128: 0.125, 512: 0.5, 1024: 1.0}
+    assert [r["torch_compile_ms"] for r in rows.values()] == [None, 64.0, None]
     assert rows[1024]["p999_ms"] == pytest.approx(0.999)
-    assert rows[1]["p999_ms"] is rows[32]["p999_ms"] is None
+    assert rows[128]["p999_ms"] is rows[512]["p999_ms"] is None
     assert rows[1024]["share"] == pytest.approx(rows[1024]["bytes"] / 1e-3 / 3e12)
 
 
@@ -195,4 +199,4 @@ def test_a_peer_that_fails_leaves_our_records(
     path = tmp_path / "decode.json"
     with pytest.raises(MemoryError):
         run(path, monkeypatch, passed=True, peer=peer)
-    assert [r["context"] for r in json.loads(path.read_text())] == [1, 32, 1024]
+    assert [r["context"] for r in json.loads(path.read_text())] == [128, 512, 1024]
