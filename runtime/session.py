@@ -197,6 +197,7 @@ class CudaSession:
         if self._running:
             raise DeviceError("this session is generating", hint="finish or close that iterator")
         d, m = self._device, self.manifest
+        check_launch(self.launch, m["launch_limits"])
         if self._epoch + steps >= 2**32 - 1:
             d.fill(self._exchange, m["memory"]["exchange"])
             self._epoch = 0
@@ -254,3 +255,17 @@ class CudaSession:
             shape = (self._warps, report["bytes"] // 4)
             words = d.download(self._control + report["offset"], shape, np.uint32)
             raise DeviceHang(describe_hang(words, self.manifest))
+
+
+def check_launch(launch: Mapping[str, int], limits: Mapping[str, Sequence[int]]) -> None:
+    """Raises DeviceError for launch parameters that are not those of `limits` (name → least, most), or outside them."""
+    if set(launch) != set(limits):
+        raise DeviceError(
+            f"launch parameters {', '.join(sorted(launch))}", hint=f"they are {', '.join(limits)}"
+        )
+    for name, value in launch.items():
+        least, most = limits[name]
+        if not least <= value <= most:
+            raise DeviceError(
+                f"launch parameter {name} is {value}", hint=f"it lies in {least} … {most}"
+            )

@@ -264,4 +264,11 @@ def _read_zip(path: Path) -> dict[str, bytes]:
     # Only known names are read, into memory: no entry can reach another file.
     with zipfile.ZipFile(path) as archive:
         present = set(archive.namelist())
-        return {n: archive.read(n) for n in (MANIFEST, *_KNOWN) if n in present}
+        return {n: _member(archive, n) for n in (MANIFEST, *_KNOWN) if n in present}
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    try:
+        return archive.read(name)
+    except zlib.error as error:
+        raise ValueError(f"{name}: {error}") from None
