@@ -30,9 +30,9 @@ module attributes {tileir.level = "graph", tileir.context = 16 : i64, tileir.voc
     // CHECK-NEXT: "tile.rms_norm"
     // CHECK: rows = 1 : i64
     %nq = "graph.rms_norm"(%lq, %n) {eps = 1.0e-5 : f64, unit_offset = false} : (!x, !n) -> !x
-    // CHECK: "tile.load"(%[[NQ]]) {offset = 0 : i64, size = 16 : i64}
-    // CHECK-NEXT: "tile.rotate"
-    // CHECK: rows = 4 : i64
+    // CHECK: "tile.attend"
+    // CHECK-NEXT: %[[Q:.*]] = "tile.query"(%[[NQ]]) {offset = 0 : i64, size = 16 : i64, stride = 16 : i64}
+    // CHECK-NEXT: "tile.rotate"(%[[Q]], %{{.*}})
     %q = "graph.rope"(%nq, %positions, %f) {head_size = 16 : i64, scale = 1.0 : f64, style = "half"} : (!x, !p, !f) -> !x
     %ka = "graph.append"(%ks, %lk, %positions) : (!s, !x, !p) -> !s
     %va = "graph.append"(%vs, %lv, %positions) : (!s, !x, !p) -> !s

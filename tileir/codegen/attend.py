@@ -12,11 +12,13 @@ from typing import Any
 
 from tileir.codegen import builder as b
 from tileir.codegen.epilogue import LOG2E, soft_cap
-from tileir.codegen.exchange import poll_at, publish_float, publish_pair
+from tileir.codegen.exchange import publish_float, publish_pair
 from tileir.codegen.kernel import Kernel
 from tileir.codegen.loaders import alone, split_rows
 from tileir.codegen.plan import Body
+from tileir.codegen.rows import WarpRow, piece_row
 from tileir.dialect.attributes import get, name_of
+from tileir.dialect.tile import PIECES
 from tileir.scheduling.assign import ATTEND_WARPS, rows_a_slot
 
 Value = Any
@@ -67,7 +69,7 @@ class Attend:
 
         def a_part(group: Value, split: Value, slot: Value, parity: Value) -> list[Value]:
             with k.thread_here(), k.words_again():
-                self._receive(group)
+                self._receive(group, split)
             k.consumers_meet()
             k.mark("received")
             *state, slot, parity = self._rows(split, slot, parity)
@@ -81,33 +83,28 @@ class Attend:
 
         return b.for_(b.const(0), count, [slot, parity], a_task)
 
-    def _receive(self, group: Value) -> None:
-        """Poll q of the group's queries, then its kv head's own k and v, into shared memory as bf16 pairs."""
-        k, half = self.k, self.size // 2
-        pieces = list(self.op.operation.regions[0].blocks[0])[:3]
-        head = group // (get(self.op, "groups") // self.kv_heads)
-        heads = (group * self.groups, head, head)
-        starts = (0, self.groups * half, (self.groups + 1) * half)
-        pairs = (self.groups + 2) * half
-        indices = [k.tid + n * k.plan.threads for n in range(-(-pairs // k.plan.threads))]
-        places = []
-        for index in indices:
-            i = b.umin(index, pairs - 1)
-            found = []
-            for piece, first, start in zip(pieces, heads, starts, strict=True):
-                offset, stride = get(piece, "offset") // 2, get(piece, "stride") // 2
-                at = i - start
-                number = (first + at // half) * stride + at % half + offset
-                found.append((k.operand(self.body, piece.operands[0]), number))
-            place = found[0]
-            for other, start in zip(found[1:], starts[1:], strict=True):
-                behind = b.uge(i, start)
-                place = tuple(b.select(behind, o, p) for o, p in zip(other, place, strict=True))
-            places.append(place)
-        words = poll_at(k, places, together=True)
-        for index, word in zip(indices, words, strict=True):
-            to = b.at(self.x, index * 4)
-            b.if_(b.ult(index, pairs), partial_(b.store, word, to, 4))
+    def _receive(self, group: Value, split: Value) -> None:
+        """q of the group's queries, then its kv head's own k and v, into shared memory as bf16 pairs: a warp a row."""
+        k, half, share = self.k, self.size // 2, get(self.op, "groups") // self.kv_heads
+        block = self.op.operation.regions[0].blocks[0]
+        query, key, value = (o for o in block if name_of(o) in PIECES)
+        count = self.groups + 2
+        stores = b.both(b.eq(split, 0), b.eq(group % share, 0))
+        turned = k.plan.x_offset + count * self.row_bytes
+
+        def take(piece: Any, row: Value, head: Value) -> None:
+            memory = b.at(k.smem, row * (4 * self.size), turned)
+            made = WarpRow(k, self.body, head, self.size, memory, stores)
+            words = piece_row(made, piece)
+            for pair, mine, word in zip(made.pairs, made.mine, words, strict=True):
+                b.if_(mine, partial_(b.store, word, b.at(self.x, (row * half + pair) * 4), 4))
+
+        first, head = group * self.groups, group // share
+        for n in range(-(-count // k.plan.warps)):
+            row = k.warp + n * k.plan.warps
+            b.if_(b.ult(row, self.groups), partial_(take, query, row, first + row))
+            for at, piece in enumerate((key, value), self.groups):
+                b.if_(b.eq(row, at), partial_(take, piece, row, head))
 
     def _rows(self, split: Value, slot: Value, parity: Value) -> list[Value]:
         """The split's old rows, slot by slot, before them the step's own row if it is the first split."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from tileir.dialect.attributes import element_of, get, name_of, static_shape, walk
 from tileir.dialect.engine import declarations
+from tileir.dialect.tile import PIECES
 from tileir.errors import TileirError
 from tileir.target import Target
 
@@ -261,7 +262,8 @@ def _unsupported_map(op: Any) -> Iterator[tuple[str, str]]:
 
 
 def _unsupported_attend(op: Any) -> Iterator[tuple[str, str]]:
-    pieces = [o for o in op.regions[0].blocks[0] if name_of(o) not in ("tile.finish", "tile.yield")]
+    taken = (*PIECES, "tile.gather")
+    pieces = [o for o in op.regions[0].blocks[0] if name_of(o) in taken]
     names = [name_of(o) for o in pieces]
     size = get(op, "head_size")
     whole = all((get(o, "size"), get(o, "offset") % 2) == (size, 0) for o in pieces)
@@ -277,3 +279,6 @@ def _unsupported_attend(op: Any) -> Iterator[tuple[str, str]]:
             f"attention with heads of {size} values",
             f"kernels read whole heads of multiples of 8 up to {MAX_HEAD_SIZE} values",
         )
+    for inner in walk(op, "tile.rotate"):
+        if get(inner, "first") % 2:
+            yield f"tile.rotate from value {get(inner, 'first')} on", "kernels read pairs of values"

@@ -1,6 +1,7 @@
-"""Maps over rows: norms, sums and rotations of a channel's rows, a row at a time by all consumer warps of an SM.
+"""Rows of a channel: norms, sums and rotations, in maps a row at a time by all consumer warps of an SM.
 
 Thread t holds the pairs t, t + threads, … of a row as f32. Values that other threads hold go through shared memory.
+Attention's rows are a warp's each.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from tileir.codegen.exchange import poll_pair, publish_pair
 from tileir.codegen.kernel import SQUARES, Kernel
 from tileir.codegen.plan import Body
 from tileir.dialect.attributes import get, name_of, shape_of, static_shape, walk
+from tileir.dialect.tile import statements_on
 
 Value = Any
 Pair = tuple[Value, Value]
@@ -23,10 +25,29 @@ class Row:
 
     def __init__(self, k: Kernel, body: Body, number: Value, size: int) -> None:
         self.k, self.body, self.number, self.size = k, body, number, size
-        count, threads = size // 2, k.plan.threads
-        self.pairs = [k.tid + n * threads for n in range(-(-count // threads))]
+        count, (thread, threads) = size // 2, self.threads
+        self.pairs = [thread + n * threads for n in range(-(-count // threads))]
         self.mine = [b.ult(pair, count) for pair in self.pairs]
         self.inside = [b.umin(pair, count - 1) for pair in self.pairs]
+
+    @property
+    def threads(self) -> tuple[Value, int]:
+        """This thread's number among those that hold the row, and how many they are."""
+        return self.k.tid, self.k.plan.threads
+
+    @property
+    def memory(self) -> Value:
+        """Room for the row in shared memory, f32."""
+        return b.at(self.k.smem, None, self.k.plan.part_offset)
+
+    @property
+    def stores(self) -> Value | None:
+        """Whether tile.store does; None if it always does."""
+        return None
+
+    def meet(self) -> None:
+        """Barrier of the threads that hold the row."""
+        self.k.consumers_meet()
 
     def constants(self, value: Any) -> list[Pair]:
         """This thread's pairs of a bf16 buffer of `size` values."""
@@ -34,13 +55,17 @@ class Row:
         words = [b.constant_load("i32", b.at(memory, b.i64(i) * 4), 4) for i in self.inside]
         return [(low, high) for low, high in map(b.unpack, words)]
 
-    def total(self, values: list[Pair]) -> Value:
-        """The sum over the row of values, in every thread."""
-        k = self.k
+    def warp_total(self, values: list[Pair]) -> Value:
+        """The sum over what the warp holds of values, in each of its threads."""
         mine = [b.select(m, x + y, 0.0) for m, (x, y) in zip(self.mine, values, strict=True)]
         sum_ = b.total(mine)
         for distance in (16, 8, 4, 2, 1):
             sum_ = sum_ + b.shuffle_xor(sum_, distance)
+        return sum_
+
+    def total(self, values: list[Pair]) -> Value:
+        """The sum over the row of values, in every thread."""
+        k, sum_ = self.k, self.warp_total(values)
         # Met before, so that nobody still reads an earlier sum, and after.
         k.consumers_meet()
         sums = b.at(k.scratch, k.half * (4 * k.plan.warps), SQUARES)
@@ -50,6 +75,49 @@ class Row:
             b.load("vector<4xf32>", b.at(sums, None, 4 * w), 16) for w in range(0, k.plan.warps, 4)
         ]
         return b.total([e for four in fours for e in b.elements(four, 4)])
+
+
+class WarpRow(Row):
+    """A row that a warp holds. memory: its room; stores: as in Row."""
+
+    memory: Value = None
+    stores: Value | None = None
+
+    def __init__(
+        self, k: Kernel, body: Body, number: Value, size: int, memory: Value, stores: Value | None
+    ) -> None:
+        super().__init__(k, body, number, size)
+        self.memory, self.stores = memory, stores
+
+    @property
+    def threads(self) -> tuple[Value, int]:
+        """A lane of 32."""
+        return self.k.lane, 32
+
+    def meet(self) -> None:
+        """Barrier of the warp."""
+        b.warp_sync()
+
+    def total(self, values: list[Pair]) -> Value:
+        """The sum over the row of values, in every lane."""
+        return self.warp_total(values)
+
+
+def piece_row(row: WarpRow, piece: Any) -> list[Pair | Value]:
+    """A lane's pairs of a head's query or key, bf16 words, after the piece's statements."""
+    statements = statements_on(piece)
+    fetched = [FETCHES[name_of(op)](row, op) for op in statements if name_of(op) in FETCHES]
+    stride, offset = get(piece, "stride") // 2, get(piece, "offset") // 2
+    channel = row.k.operand(row.body, piece.operands[0])
+    places = [row.number * stride + offset + i for i in row.inside]
+    words = poll_pair(row.k, channel, places, together=True)
+    if not statements:
+        return words
+    values = [(low, high) for low, high in map(b.unpack, words)]
+    for op in statements:
+        others = fetched.pop(0) if name_of(op) in FETCHES else list(op.operation.operands)[1:]
+        values = RULES[name_of(op)](row, op, [values], others) or values
+    return [b.pack(*pair) for pair in values]
 
 
 def rows(k: Kernel, body: Body) -> None:
@@ -159,12 +227,11 @@ def _turns_of(row: Row, op: Any) -> list[tuple[_Turn, _Turn]]:
 
 def _rotate(row: Row, op: Any, known: list[list[Pair]], others: list[Any]) -> list[Pair]:
     """Every value from its own and its partner's, which another thread holds."""
-    k, first = row.k, get(op, "first")
-    memory = b.at(k.smem, None, k.plan.part_offset)
-    k.consumers_meet()
+    first, memory = get(op, "first"), row.memory
+    row.meet()
     for pair, mine, values in zip(row.pairs, row.mine, known[0], strict=True):
         b.if_(mine, partial(b.store, b.vec(*values), b.at(memory, pair * 8), 8))
-    k.consumers_meet()
+    row.meet()
 
     def turned(turn: _Turn, value: Value) -> Value:
         mine, other = (b.load("f32", b.at(memory, n * 4, first * 4), 4) for n in turn.places)
@@ -203,7 +270,8 @@ def _store(row: Row, op: Any, known: list[list[Pair]], others: list[Any]) -> lis
     place = (row.number * context + k.position) * size + get(op, "offset")
     memory = b.at(k.operand(row.body, others[0]), b.i64(place) * 2)
     for pair, mine, values in zip(row.pairs, row.mine, known[0], strict=True):
-        b.if_(mine, partial(b.store, b.pack(*values), b.at(memory, pair * 4), 4))
+        stores = mine if row.stores is None else b.both(mine, row.stores)
+        b.if_(stores, partial(b.store, b.pack(*values), b.at(memory, pair * 4), 4))
     return []
 
 

@@ -202,12 +202,15 @@ class AttendOp(Tile.Operation, name="attend"):
         return attend_shapes(op, op.operation.operands, shape_of(op.operation.results[0])[1:])
 
 
+PIECES = ("tile.query", "tile.key", "tile.value")
+
+
 def attend_shapes(op: Any, states: Any, partial: list[int | None]) -> bool:
     """Heads fit the states, pieces the head; a partial of `partial` values a token. Shared with engine.attend."""
     k, *v = (shape_of(o) for o in states)
     heads, kv, groups = (get(op, n) for n in ("heads", "kv_heads", "groups"))
     size, value, splits = (get(op, n) for n in ("head_size", "value_size", "splits"))
-    pieces = {"tile.query": 0, "tile.key": 0, "tile.value": 0}
+    pieces = dict.fromkeys(PIECES, 0)
     for inner in op.operation.regions[0].blocks[0]:
         if name_of(inner) in pieces:
             pieces[name_of(inner)] += get(inner, "size")
@@ -474,21 +477,37 @@ class RowsOp(Tile.Operation, name="rows"):
 
 
 class QueryOp(Tile.Operation, name="query"):
-    """Attend: values offset + head·stride … + size of a channel are the next of the head's query."""
+    """Attend: values offset + head·stride … + size of a channel are the next of the head's query.
+
+    With a result, statements of a map's row may follow on it, as they may on a tile.key: tile.rms_norm, tile.rotate
+    and tile.store, each on what the one before made. Attention takes the last; a store is the kv head's first task's.
+    """
 
     channel: Operand[Tensor]
     offset: ir.IntegerAttr
     stride: ir.IntegerAttr
     size: ir.IntegerAttr
+    result: Result[ir.F32Type] | None
 
 
 class KeyOp(Tile.Operation, name="key"):
-    """Attend: the next values of the step's own key row of a kv head."""
+    """Attend: the next values of the step's own key row of a kv head; with a result as tile.query."""
 
     channel: Operand[Tensor]
     offset: ir.IntegerAttr
     stride: ir.IntegerAttr
     size: ir.IntegerAttr
+    result: Result[ir.F32Type] | None
+
+
+def statements_on(piece: Any) -> list[Any]:
+    """What is done to a piece of attention before it is taken, in order: statements on its value, then on theirs."""
+    found, values = [], list(piece.operation.results)
+    for op in piece.operation.block:
+        if op.operation.operands and op.operation.operands[0] in values:
+            found.append(op)
+            values += op.operation.results
+    return found
 
 
 class ValueOp(Tile.Operation, name="value"):

@@ -202,12 +202,13 @@ def _multiply_bytes(op: Any, warps: int, sms: int) -> tuple[int, int]:
 
 
 def _attend_bytes(op: Any, warps: int, _sms: int) -> tuple[int, int]:
-    """Queries and own rows; results of every warp, of latents one that the warps share out by heads."""
+    """Queries and own rows, rotated ones in f32 too; results of every warp, of latents one, shared out by heads."""
     queries = get(op, "heads") // get(op, "groups")
     size, value = get(op, "head_size"), get(op, "value_size")
     if len(op.operands) == 2:
         return (queries + 1) * size * 2, queries * (value + 2) * 4
-    return (queries + 2) * size * 2, min(warps, ATTEND_WARPS) * queries * (value + 2) * 4
+    turned = 4 if next(walk(op, "tile.rotate"), None) else 0
+    return (queries + 2) * size * (2 + turned), min(warps, ATTEND_WARPS) * queries * (value + 2) * 4
 
 
 def _combine_bytes(_op: Any, warps: int, _sms: int) -> tuple[int, int]:
@@ -216,8 +217,10 @@ def _combine_bytes(_op: Any, warps: int, _sms: int) -> tuple[int, int]:
 
 
 def _rotate_bytes(op: Any, _warps: int, _sms: int) -> tuple[int, int]:
-    """A map's row, f32."""
+    """A map's row, f32; attention counts its own."""
     map_ = op.operation.parent
+    if name_of(map_) == "engine.attend":
+        return 0, 0
     return 0, 4 * (shape_of(map_.operands[0])[1] or 1) // get(map_, "space")
 
 

@@ -1,15 +1,17 @@
 """What an engine.body does, as the plain data that proofs need: computed once for all its rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any
 
 from tileir.dialect.attributes import get, name_of, place_of, static_shape, walk
-from tileir.dialect.tile import BLOCK_K, HALF_ROWS, TILE_ROWS, padded
+from tileir.dialect.tile import BLOCK_K, HALF_ROWS, TILE_ROWS, padded, statements_on
 from tileir.scheduling.problem import Alone, Body, Choice, OwnRow, Places, Stream, Whole
 
 Facts = dict[str, Any]
 Number = Callable[[Any], int]
+# What a statement on a piece of attention says beside its operands.
+_FACTS = ("eps", "unit_offset", "first", "style")
 FILLS = ("engine.fill", "engine.fill_rows", "engine.fill_gathered")
 
 
@@ -267,7 +269,8 @@ def _attend(op: Any, number: Number) -> Facts:
     for o in walk(attend, "tile.finish"):
         # One piece a group: its first split's.
         whole = shared * value
-        finishes = Places(number(o.operands[0]), 0, groups, groups, whole, 0, (0,), whole)
+        tasks = (0, space, splits, 0)
+        finishes = Places(number(o.operands[0]), *tasks, whole, (0,), whole, splits)
         alone = Alone(get(attend, "alone"), get(attend, "window"), splits)
     return {
         "tasks": get(attend, "tasks", space),
@@ -280,7 +283,47 @@ def _attend(op: Any, number: Number) -> Facts:
             Places(number(partial), 0, space, splits, row, shared * splits * row, bases, row),
         ),
         "own": own,
+        "appends": tuple(_appended(attend, own, number)),
     }
+
+
+def _appended(attend: Any, own: tuple[OwnRow, ...], number: Number) -> Iterator[OwnRow]:
+    """What attention's keys store: a kv head's row by the first of its tasks."""
+    splits, groups, kv = (get(attend, n) for n in ("splits", "groups", "kv_heads"))
+    stored = {
+        number(o.operands[1]): get(o, "offset")
+        for piece in walk(attend, "tile.query", "tile.key")
+        for o in statements_on(piece)
+        if name_of(o) == "tile.store"
+    }
+    for link in own:
+        places, published = link.places, link.published
+        if places.argument in stored and link.by:
+            assert published is not None
+            share = splits * groups // kv
+            tasks, to = (0, splits * groups, share, 0), (stored[places.argument],)
+            yield OwnRow(
+                Places(places.argument, *tasks, places.step, to, places.width, share),
+                Places(
+                    published.argument,
+                    *tasks,
+                    published.step,
+                    published.bases,
+                    published.width,
+                    share,
+                ),
+                link.by,
+            )
+
+
+def _made_by(
+    piece: Any, number: Number
+) -> Iterator[tuple[str, tuple[float | str, ...], tuple[int, ...]]]:
+    """What a piece's statements make, storing aside."""
+    for o in statements_on(piece):
+        if name_of(o) != "tile.store":
+            facts = tuple(get(o, name) for name in _FACTS if name in o.operation.attributes)
+            yield name_of(o), facts, tuple(number(v) for v in list(o.operation.operands)[1:])
 
 
 def _own_rows(attend: Any, states: list[Any], number: Number) -> tuple[OwnRow, ...]:
@@ -292,7 +335,7 @@ def _own_rows(attend: Any, states: list[Any], number: Number) -> tuple[OwnRow, .
             offset, stride, width = (get(o, n) for n in ("offset", "stride", "size"))
             places = Places(number(state), 0, kv, kv, size, 0, (first,), width)
             there = Places(number(o.operands[0]), 0, kv, kv, stride, 0, (offset,), width)
-            found.append(OwnRow(places, there))
+            found.append(OwnRow(places, there, tuple(_made_by(o, number))))
             first += width
     return tuple(found)
 

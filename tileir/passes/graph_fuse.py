@@ -35,7 +35,8 @@ class GraphFusePass(Pass):
     read the same values share a stage, those that feed only an indexer one of their own. An rms_norm of whole rows
     belongs to the linears that read it: to the first stage by its attribute, repeated in the prologues of the
     others. Another norm is a map, with the rope of the same heads, append or adds behind it; so is a weighted sum
-    with its adds.
+    with its adds. A norm or rope of heads that only one attention reads, as queries or keys, belongs to that attention,
+    with its append.
     Scores of a state's keys are a contract, top_k and router selects.
 
         %h = "graph.rms_norm"(%x, %w)
@@ -275,7 +276,24 @@ class _Matcher:
             owner = producer(state)
             if owner is None or name_of(owner) != "graph.append":
                 raise _refuse(op, "attention over a state without the step's row", "append first")
-        self._alone("attend", index, op)
+        heads = self._heads(op) if name_of(op) == "graph.attention" else []
+        for stage in heads:
+            del self.ends[stage.value]
+        ops = [o for stage in heads for o in stage.ops]
+        self.ends[op.results[0]] = _Stage("attend", index, [*ops, op], op.results[0])
+
+    def _heads(self, attention: Any) -> list[_Stage]:
+        """Maps of heads that only this attention reads, as queries or through an append as keys: it does their work."""
+        size, (q, k, *_) = get(attention, "head_size"), attention.operands
+        found = []
+        for value, last in ((q, q), *((append.operands[1], k) for append in appends_of(k))):
+            stage = self.ends.get(value)
+            if stage is None or not stage.names <= {"graph.rms_norm", "graph.rope", "graph.append"}:
+                continue
+            inside = all(r == attention or r in stage.ops for r in readers(value))
+            if inside and readers(last) == [attention] and _head_size(stage.ops[0]) == size:
+                found.append(stage)
+        return found
 
     def _index_scores(self, index: int, op: Any) -> None:
         self._placed(op, 3)
@@ -347,6 +365,11 @@ def _norm_of_heads(stage: _Stage, rope: Any) -> bool:
     """Whether a stage is a norm over the heads that a rope turns: a map's row is one of them."""
     norm, size = stage.ops[0], get(rope, "head_size")
     return name_of(norm) in NORMS and shape_of(norm.operands[1]) == [size]
+
+
+def _head_size(op: Any) -> int:
+    """Values of a row of a map that a norm or a rope begins."""
+    return int(get(op, "head_size") or shape_of(op.operands[1])[0])
 
 
 def _distinct(stages: Iterable[_Stage]) -> list[_Stage]:

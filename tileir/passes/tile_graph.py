@@ -262,9 +262,9 @@ class _Builder:
     # ---- attention
 
     def _attend(self, members: list[Any]) -> Any:
-        (op,) = members
+        *heads, op = members
         latent = name_of(op) == "graph.latent_attention"
-        heads, facts = get(op, "heads"), dict(_ATTENTION)
+        facts = dict(_ATTENTION)
         facts |= {n: get(op, n) for n in _ATTENTION if n in op.attributes}
         states = list(op.operands)[2:3] if latent else list(op.operands)[1:3]
         if latent:
@@ -277,31 +277,43 @@ class _Builder:
         chains = [appends_of(state) for state in states]
         indices = list(op.operands)[4:]
         held = [self.declared.state(chain[0]) for chain in chains]
-        result = self._channel(heads, 1, value + 2, element="f32")
+        done = [(o, self._row_operands(o)) for o in heads]
+        count = get(op, "heads")
+        result = self._channel(count, 1, value + 2, element="f32")
         partial = build(
-            "tile.attend", held, [result], 1, heads=heads, groups=facts["kv_heads"],
+            "tile.attend", held, [result], 1, heads=count, groups=facts["kv_heads"],
             value_size=value, splits=1, **facts, **_placement(op),
         )  # fmt: skip
         with ir.InsertionPoint(partial.regions[0].blocks.append()):
             for x, size in queries:
-                self._piece("tile.query", x, size)
+                self._piece("tile.query", x, size, done)
             for kind, chain in zip(("tile.key", "tile.value"), chains, strict=False):
                 for append in chain:
                     row = row_size(append.operands[1])
-                    self._piece(kind, append.operands[1], row // facts["kv_heads"])
+                    self._piece(kind, append.operands[1], row // facts["kv_heads"], done)
             for value_ in indices:
                 build("tile.gather", [self._place(value_)[0]])
             build("tile.yield")
-        made, block = self._map(self._channel(heads * value), heads, _placement(op))
+        made, block = self._map(self._channel(count * value), count, _placement(op))
         with ir.InsertionPoint(block):
             inner = build("tile.combine", [partial.results[0]], [ir.F32Type.get()])
             build("tile.yield", [inner.results[0]])
         self.where[op.results[0]] = (made.results[0], 0)
         return made.results[0]
 
-    def _piece(self, kind: str, value: Any, size: int) -> None:
-        channel, offset = self._place(value)
-        build(kind, [channel], offset=offset, stride=size, size=size)
+    def _piece(self, kind: str, value: Any, size: int, done: list[tuple[Any, list[Any]]]) -> None:
+        """A piece, and behind it those operations of the stage, with what they address, that make `value` of it."""
+        makes, source = {op.results[0]: op for op, _ in done}, value
+        while source in makes:
+            source = makes[source].operands[0]
+        channel, offset = self._place(source)
+        results = [] if source == value else [ir.F32Type.get()]
+        piece = build(kind, [channel], results, offset=offset, stride=size, size=size)
+        values = dict(zip([source], piece.results, strict=False))
+        for op, operands in done:
+            read = op.operands[1 if name_of(op) == "graph.append" else 0]
+            if read in values:
+                values[op.results[0]] = self._row(op, values[read], operands, size)
 
     # ---- selects
 

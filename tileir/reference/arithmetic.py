@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from tileir.dialect.attributes import get, name_of, static_shape
+from tileir.dialect.tile import statements_on
 
 Array = np.ndarray
 LOWEST = np.float32(-1e30)
@@ -284,6 +285,16 @@ def run_map(block: Any, rows: Array, size: int, sink: Sink) -> Array:
         if made is not None:
             values[op.operation.results[0]] = made
     raise AssertionError("a map's body ends in tile.yield")
+
+
+def run_piece(piece: Any, x: Array, head: int, sink: Sink) -> Array:
+    """What attention takes of a head's query or key, x [T, size] before the piece's statements."""
+    rows, made = np.array([head]), x[:, None]
+    for op in statements_on(piece):
+        operands = list(op.operation.operands)[1:]
+        found = _ROW_RULES[name_of(op)](op, [made], operands, rows, x.shape[1], sink)
+        made = made if found is None else found
+    return made[:, 0]
 
 
 def channels_of(op: Any, rows: Array) -> list[tuple[Any, Array]]:

@@ -16,6 +16,7 @@ from tileir.reference.arithmetic import (
     rms_scale,
     rows_of,
     run_map,
+    run_piece,
     run_segment,
 )
 from tileir.reference.memory import LocalName, RowPlan
@@ -273,7 +274,8 @@ class Consumers:
         own_k = own_v = np.zeros((0, 0), np.float32)
         states = len(op.operands) - 1
         if split == 0:
-            own_k = yield from self._pieces(row, op, "tile.key", head, tokens)
+            stores = group % (groups // kv) == 0
+            own_k = yield from self._pieces(row, op, "tile.key", head, tokens, stores)
             own_v = own_k
             if states > 1:
                 own_v = yield from self._pieces(row, op, "tile.value", head, tokens)
@@ -315,8 +317,13 @@ class Consumers:
                 index = (q * splits + split) * (value + 2) + np.arange(value + 2)
                 self.publish(row.operand(op.operands[0]), np.array([t]), index, part[g][None])
 
-    def _pieces(self, row: RowPlan, op: Any, kind: str, head: int, tokens: Array) -> Any:
-        """The pieces of a head, one behind the other, [tokens, size] (a generator that returns it)."""
+    def _pieces(
+        self, row: RowPlan, op: Any, kind: str, head: int, tokens: Array, stores: bool = False
+    ) -> Any:
+        """The pieces of a head, one behind the other, [tokens, size] (a generator that returns it).
+
+        stores: whether this task is the one that appends what a piece's statements store.
+        """
         found = []
         for inner in op.regions[0].blocks[0]:
             if name_of(inner) == kind:
@@ -326,7 +333,11 @@ class Consumers:
                     offset + head * stride + np.arange(size),
                 )
                 yield from self.await_(channel, index, tokens)
-                found.append(self.values(channel, index, tokens))
+                values = self.values(channel, index, tokens)
+                if inner.results:
+                    sink = _PieceSink(self, row, channel, tokens, stores)
+                    values = self.round(run_piece(inner, values, head, sink))
+                found.append(values)
         return np.concatenate(found, -1)
 
     def _finish(self, row: RowPlan, op: Any) -> Channel | None:
@@ -469,9 +480,9 @@ class _Sink:
 
     def append(self, state: Any, index: Array, values: Array) -> None:
         held, at = self._row.operand(state), self._at
-        for t in self._tokens:
+        for i, t in enumerate(self._tokens):
             held.write(
-                at.record, int(t), at.epoch, index.reshape(-1), at.round(values[t]).reshape(-1)
+                at.record, int(t), at.epoch, index.reshape(-1), at.round(values[i]).reshape(-1)
             )
 
     def publish(self, index: Array, values: Array) -> None:
@@ -504,6 +515,20 @@ class _Sink:
             sm.launch.released[sm.device.place][sm.sm] = at.epoch
         index = np.arange(2 * place, 2 * place + 2)
         at.publish(self._channel, at.live, index, np.array(records, np.int64))
+
+
+class _PieceSink(_Sink):
+    """A piece of attention at work: only one of a kv head's tasks appends."""
+
+    def __init__(
+        self, consumers: Consumers, row: RowPlan, channel: Channel, tokens: Array, stores: bool
+    ) -> None:
+        super().__init__(consumers, row, channel, tokens)
+        self._stores = stores
+
+    def append(self, state: Any, index: Array, values: Array) -> None:
+        if self._stores:
+            super().append(state, index, values)
 
 
 class _PairSink(_Sink):

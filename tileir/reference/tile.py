@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from tileir.dialect.attributes import element_of, get, name_of, static_shape, walk
-from tileir.dialect.tile import source_of
+from tileir.dialect.tile import PIECES, source_of
 from tileir.packing import matrix, rope_table, tensor, view_of
 from tileir.reference.arithmetic import (
     Array,
@@ -16,6 +16,7 @@ from tileir.reference.arithmetic import (
     rms_scale,
     round_bf16,
     run_map,
+    run_piece,
     run_segment,
     split_of,
     split_range,
@@ -285,21 +286,24 @@ class _Pieces:
 
     def __init__(self, executor: TileExecutor, op: Any) -> None:
         self.indices: Array | None = None
-        self._parts: dict[str, list[tuple[Array, int, int, int]]] = {}
+        self._parts: dict[str, list[Array]] = {}
+        sink = _Sink(executor, op.results[0])
         for inner in op.regions[0].blocks[0]:
             if name_of(inner) == "tile.gather":
                 self.indices = executor.value(inner.operands[0])
-            elif name_of(inner) != "tile.yield":
+            elif name_of(inner) in PIECES:
                 held = executor.value(inner.operands[0])
-                facts = (get(inner, n) for n in ("offset", "stride", "size"))
-                self._parts.setdefault(name_of(inner), []).append(
-                    (held.reshape(len(held), -1), *facts)
-                )
+                held = held.reshape(len(held), -1)
+                offset, stride, size = (get(inner, n) for n in ("offset", "stride", "size"))
+                count = get(op, "heads" if name_of(inner) == "tile.query" else "kv_heads")
+                raw = [held[:, offset + h * stride :][:, :size] for h in range(count)]
+                if inner.results:
+                    raw = [executor._round(run_piece(inner, x, h, sink)) for h, x in enumerate(raw)]
+                self._parts.setdefault(name_of(inner), []).append(np.stack(raw))
 
     def row(self, kind: str, t: int, head: int) -> Array:
         """The pieces of a head, one behind the other."""
-        parts = self._parts[kind]
-        return np.concatenate([c[t, o + head * s :][:n] for c, o, s, n in parts])
+        return np.concatenate([part[head, t] for part in self._parts[kind]])
 
 
 class _Sink:

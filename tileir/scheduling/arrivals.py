@@ -197,7 +197,9 @@ def _check_alone(
                     one,
                 )
     if finishers:
-        writings = [cover.finishing(row) for row in finishers]
+        writings = [
+            cover.touching(row, (row.body.finishes,)) for row in finishers if row.body.finishes
+        ]
         _once(problems, f"channel {channel.name}", writings, channel.values, " by split alone")
         runs = _joined_runs(writings)
         if [runs] != [case.runs for case in cases]:
@@ -291,18 +293,6 @@ class _Cover:
             runs = [(a, min(b, channel.values)) for a, b in runs]
         return Writing(row, self.pieces(row, row.body.writes), runs)
 
-    def finishing(self, row: Row) -> Writing:
-        """What attention writes where one split has all rows: a piece for each of its groups."""
-        places, splits = row.body.finishes, row.body.alone.splits if row.body.alone else 1
-        assert places is not None
-        first, last = row.tile_base, row.tile_base + row.body.tasks
-        if first % splits or last % splits:
-            raise fault(
-                f"{row} has tasks {first} … {last - 1} of {splits} splits", "whole groups", row
-            )
-        found = pieces((places,), first // splits, last // splits)
-        return Writing(row, found, _joined(found))
-
     def among(self, row: Row) -> int:
         """How many experts there are to choose from for an experts' row."""
         routings = (row.names[s.of] for s in row.body.drains if s.of is not None)
@@ -352,7 +342,7 @@ def pieces(places: Sequence[Places], low: int, high: int) -> Pieces:
     """What the tasks [low, high) touch."""
     parts = [np.zeros((0, 3), np.int64)]
     for p in places:
-        t = np.arange(max(low, p.first), min(high, p.first + p.tasks)) - p.first
+        t = p.touching(low, high)
         first = (t // p.inner * p.outer + t % p.inner * p.step)[:, None] + np.array(p.bases)
         task = np.broadcast_to((t + p.first)[:, None], first.shape)
         parts.append(np.stack([first, first + p.width, task], -1).reshape(-1, 3))

@@ -7,6 +7,8 @@ SMs by tileir/scheduling/assign.py.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from tileir.errors import TileirError
 
 # Words of an SM's record: key and index.
@@ -22,7 +24,7 @@ class Places:
     """Values that the tasks [first, first + tasks) of a stage touch, in one of a row's operands.
 
     Task first + t: `width` values from base + (t // inner) · outer + (t % inner) · step on, for each of `bases`.
-    argument: the operand's number.
+    argument: the operand's number. every: only each `every`-th of the tasks, from the first on.
     """
 
     argument: int
@@ -33,6 +35,12 @@ class Places:
     outer: int
     bases: tuple[int, ...]
     width: int
+    every: int = 1
+
+    def touching(self, low: int, high: int) -> np.ndarray:
+        """Those of the tasks [low, high) that touch any, counted from `first`."""
+        t = np.arange(max(low, self.first), min(high, self.first + self.tasks)) - self.first
+        return t[t % self.every == 0]
 
 
 @dataclass(frozen=True)
@@ -53,11 +61,13 @@ class Whole:
 class OwnRow:
     """Values of a state's row of the step's position, and where a channel has the same ones, place by place.
 
-    Of what a row appends and of what attention takes for its own rows. published: None if no channel has them.
+    Of what a row appends and of what attention takes for its own rows. published: None if no channel has them. by: what
+    the row itself makes the values of, in order: a name, facts and the numbers of arguments, for each statement.
     """
 
     places: Places
     published: Places | None
+    by: tuple[tuple[str, tuple[float | str, ...], tuple[int, ...]], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ class _Held:
             at, to = at[inside], to[inside]
             by[at], value[at] = i, to
             if link.published is not None:
-                name = row.names[link.published.argument]
+                name = _named(row, link)
                 channel[at] = self.names.setdefault(name, len(self.names))
         return Whereabouts(channel, value, by)
 
@@ -166,9 +166,19 @@ class _Held:
         return self._spread[key]
 
 
+def _named(row: Row, link: OwnRow) -> str:
+    """A channel, and what the row makes of its values."""
+    assert link.published is not None
+    steps = (
+        f" through {what}({', '.join(map(str, (*(row.names[a] for a in arguments), *facts)))})"
+        for what, facts, arguments in link.by
+    )
+    return row.names[link.published.argument] + "".join(steps)
+
+
 def _spread(places: Places, first: int, behind: int) -> np.ndarray:
     """Every value of the places, in the order of tasks and bases."""
-    t = np.arange(max(first, places.first), min(behind, places.first + places.tasks)) - places.first
+    t = places.touching(first, behind)
     begin = (t // places.inner * places.outer + t % places.inner * places.step)[:, None]
     begin = (begin + np.array(places.bases, np.int64)).reshape(-1, 1)
     return (begin + np.arange(places.width)).reshape(-1)
