@@ -29,10 +29,12 @@ def contract(k: Kernel, body: Body, slot: Value, parity: Value) -> list[Value]:
     first, count = k.share(get(multiply, "tiles"))
     # What the epilogue adds is older than x: asked for first, it is there when x is.
     words = _fetch(k, body, first, count)
+    weights = _Weights(k, multiply, count)
+    slot, parity, *blocks = weights.ask_early(slot, parity)
     norm = _receive(k, body)
     k.consumers_meet()
     k.mark("received")
-    slot, parity = _multiply(k, multiply, count, slot, parity)
+    slot, parity = weights.multiply(slot, parity, *blocks)
     k.consumers_meet()
     k.mark("multiplied")
     _emit(k, body, first, count, norm, words)
@@ -113,63 +115,93 @@ def _part(k: Kernel, tile: Value, warp: Any, static: int = 0) -> Value:
     return b.at(k.smem, (tile * warps + warp) * 64, k.plan.part_offset + static)
 
 
-def _multiply(k: Kernel, op: Any, count: Value, slot: Value, parity: Value) -> list[Value]:
-    """Warp w takes block w of every slot; it flushes its sums at the end of each tile."""
-    ring, warps = k.plan.rings[get(op, "ring")], k.plan.warps
-    blocks = padded(get(op, "k")) // 32
-    mine = k.warp * BLOCK_BYTES + k.lane * 16
-    fragment = b.at(k.smem, (k.lane & 3) * 16, k.plan.x_offset)
-    zero = [b.const(0.0, "f32")] * 8
+class _Weights:
+    """The tape's blocks, as a warp takes them: block w of every slot is warp w's."""
 
-    def tile(t: Value, j: Value, slot: Value, parity: Value) -> list[Value]:
-        start = t * blocks
+    def __init__(self, k: Kernel, op: Any, count: Value) -> None:
+        self.k, self.count = k, count
+        self.ring, self.warps = k.plan.rings[get(op, "ring")], k.plan.warps
+        self.blocks = padded(get(op, "k")) // 32
+        self.mine = k.warp * BLOCK_BYTES + k.lane * 16
+        self.fragment = b.at(k.smem, (k.lane & 3) * 16, k.plan.x_offset)
+        # Turns that every warp has in the first tile, asked for before x is there.
+        self.early = min(TURNS, self.blocks // self.warps)
 
-        end = start + blocks
+    def ask_early(self, slot: Value, parity: Value) -> list[Value]:
+        """The first tile's first blocks, if there is a tile: slot and parity behind them, then their words."""
 
-        def some(turns: int, j: Value, slot: Value, parity: Value, *sums: Value) -> list[Value]:
-            """`turns` blocks, each of a slot: all are on their way before the first is used."""
-            loads, slots = [], []
-            for n in range(turns):
-                x = b.load("vector<4xi32>", b.at(fragment, (j - start) * 64, n * warps * 64), 16)
-                k.wait_full(ring, slot, parity)
-                at = b.at(k.smem, slot * ring.slot_bytes + mine, ring.smem_offset)
-                upper, lower = (
-                    b.load("vector<4xi32>", b.at(at, None, h * 512), 16) for h in (0, 1)
-                )
-                loads.append([b.elements(v, 4) for v in (upper, lower, x)])
-                slots.append(slot)
-                slot, parity = k.advance(ring, slot, parity)
-            first, second = list(sums[:4]), list(sums[4:])
-            for high, low, x in loads:
-                first = b.mma(first, [high[0], low[0], high[1], low[1]], x[:2])
-                second = b.mma(second, [high[2], low[2], high[3], low[3]], x[2:])
-            k.release(ring, *slots)
-            return [j + turns * warps, slot, parity, *first, *second]
+        def ask() -> list[Value]:
+            loads, slot_, parity_ = self._ask(self.early, slot, parity)
+            return [slot_, parity_, *(word for load in loads for word in load)]
 
-        def more(j: Value, *_: Value) -> Value:
-            return b.ult(j + (TURNS - 1) * warps, end)
+        none = [slot, parity, *[b.const(0)] * (8 * self.early)]
+        return b.if_(b.ne(self.count, 0), ask, lambda: none, ["i32"] * len(none))
 
-        carried = [j, slot, parity, *zero]
-        if blocks > (TURNS - 1) * warps:
-            carried = b.while_(carried, more, partial(some, TURNS))
-        carried = b.while_(carried, lambda j, *_: b.ult(j, end), partial(some, 1))
-        j, slot, parity, *sums = carried
-        # All four lanes of a row hold the same sums: storing all keeps the mma out of a branch.
-        for half, e in ((0, 0), (32, 2)):
-            value = sums[e] + sums[e + 4]
-            b.store(value, b.at(_part(k, t, k.warp, half), (k.lane >> 2) * 4), 4)
-        return [j, slot, parity]
+    def _ask(
+        self, turns: int, slot: Value, parity: Value
+    ) -> tuple[list[list[Value]], Value, Value]:
+        """The words of `turns` blocks, each of a slot: all are on their way before the first is used."""
+        k, slots, loads = self.k, [], []
+        for _ in range(turns):
+            k.wait_full(self.ring, slot, parity)
+            at = b.at(k.smem, slot * self.ring.slot_bytes + self.mine, self.ring.smem_offset)
+            halves = [b.load("vector<4xi32>", b.at(at, None, h * 512), 16) for h in (0, 1)]
+            loads.append([word for half in halves for word in b.elements(half, 4)])
+            slots.append(slot)
+            slot, parity = k.advance(self.ring, slot, parity)
+        k.release(self.ring, *slots)
+        return loads, slot, parity
 
-    _, slot, parity = b.for_(b.const(0), count, [k.warp, slot, parity], tile)
-    # A short last slot holds nothing for the upper warps; they release it all the same.
-    last = count * blocks
-    short = b.both(b.ne(last % warps, 0), b.uge(k.warp, last % warps))
+    def _add(self, sums: list[Value], loads: list[list[Value]], j: Value) -> list[Value]:
+        """The sums with blocks j, j + warps, … of a tile by x."""
+        first, second = sums[:4], sums[4:]
+        for n, words in enumerate(loads):
+            at = b.at(self.fragment, j * 64, n * self.warps * 64)
+            x, high, low = b.elements(b.load("vector<4xi32>", at, 16), 4), words[:4], words[4:]
+            first = b.mma(first, [high[0], low[0], high[1], low[1]], x[:2])
+            second = b.mma(second, [high[2], low[2], high[3], low[3]], x[2:])
+        return [*first, *second]
 
-    def skip() -> list[Value]:
-        k.release(ring, slot)
-        return list(k.advance(ring, slot, parity))
+    def multiply(self, slot: Value, parity: Value, *words: Value) -> list[Value]:
+        """All tiles by x, given what ask_early did; every warp flushes its sums at the end of each tile."""
+        k, warps, blocks = self.k, self.warps, self.blocks
+        zero = [b.const(0.0, "f32")] * 8
+        early = [list(words[8 * n : 8 * n + 8]) for n in range(self.early)]
+        sums = self._add(zero, early, k.warp)
 
-    return b.if_(short, skip, lambda: [slot, parity], ["i32", "i32"])
+        def tile(t: Value, j: Value, slot: Value, parity: Value, *sums: Value) -> list[Value]:
+            start = t * blocks
+            end = start + blocks
+
+            def some(turns: int, j: Value, slot: Value, parity: Value, *sums: Value) -> list[Value]:
+                loads, slot, parity = self._ask(turns, slot, parity)
+                return [j + turns * warps, slot, parity, *self._add(list(sums), loads, j - start)]
+
+            def more(j: Value, *_: Value) -> Value:
+                return b.ult(j + (TURNS - 1) * warps, end)
+
+            carried = [j, slot, parity, *sums]
+            if blocks > (TURNS - 1) * warps:
+                carried = b.while_(carried, more, partial(some, TURNS))
+            carried = b.while_(carried, lambda j, *_: b.ult(j, end), partial(some, 1))
+            j, slot, parity, *sums = carried
+            # All four lanes of a row hold the same sums: storing all keeps the mma out of a branch.
+            for half, e in ((0, 0), (32, 2)):
+                value = sums[e] + sums[e + 4]
+                b.store(value, b.at(_part(k, t, k.warp, half), (k.lane >> 2) * 4), 4)
+            return [j, slot, parity, *zero]
+
+        begin = [k.warp + self.early * warps, slot, parity, *sums]
+        _, slot, parity, *_ = b.for_(b.const(0), self.count, begin, tile)
+        # A short last slot holds nothing for the upper warps; they release it all the same.
+        last = self.count * blocks
+        short = b.both(b.ne(last % warps, 0), b.uge(k.warp, last % warps))
+
+        def skip() -> list[Value]:
+            k.release(self.ring, slot)
+            return list(k.advance(self.ring, slot, parity))
+
+        return b.if_(short, skip, lambda: [slot, parity], ["i32", "i32"])
 
 
 def _segments(body: Body) -> list[Any]:
