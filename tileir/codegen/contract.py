@@ -124,8 +124,8 @@ class _Weights:
         self.blocks = padded(get(op, "k")) // 32
         self.mine = k.warp * BLOCK_BYTES + k.lane * 16
         self.fragment = b.at(k.smem, (k.lane & 3) * 16, k.plan.x_offset)
-        # Turns that every warp has in the first tile, asked for before x is there.
-        self.early = min(TURNS, self.blocks // self.warps)
+        # Turns that every warp has in the first tile, asked for before x is there; marks of a trace need registers too.
+        self.early = min(1 if k.plan.trace_bytes else TURNS, self.blocks // self.warps)
 
     def ask_early(self, slot: Value, parity: Value) -> list[Value]:
         """The first tile's first blocks, if there is a tile: slot and parity behind them, then their words."""
@@ -184,10 +184,10 @@ class _Weights:
             if blocks > (TURNS - 1) * warps:
                 carried = b.while_(carried, more, partial(some, TURNS))
             carried = b.while_(carried, lambda j, *_: b.ult(j, end), partial(some, 1))
-            j, slot, parity, *sums = carried
+            j, slot, parity, *made = carried
             # All four lanes of a row hold the same sums: storing all keeps the mma out of a branch.
             for half, e in ((0, 0), (32, 2)):
-                value = sums[e] + sums[e + 4]
+                value = made[e] + made[e + 4]
                 b.store(value, b.at(_part(k, t, k.warp, half), (k.lane >> 2) * 4), 4)
             return [j, slot, parity, *zero]
 

@@ -369,7 +369,7 @@ def _norm_of_heads(stage: _Stage, rope: Any) -> bool:
 
 def _head_size(op: Any) -> int:
     """Values of a row of a map that a norm or a rope begins."""
-    return int(get(op, "head_size") or shape_of(op.operands[1])[0])
+    return int(get(op, "head_size") or shape_of(op.operands[1])[0] or 0)
 
 
 def _distinct(stages: Iterable[_Stage]) -> list[_Stage]:
