@@ -41,6 +41,19 @@ func.func @pieces(%c: tensor<1x64xbf16, "channel">, %k: tensor<1x8x16xbf16, "sta
 
 // -----
 
+func.func @statements(%c: tensor<1x64xbf16, "channel">, %k: tensor<1x8x16xbf16, "state">) {
+  // expected-error @below {{tile.plus on a piece: tile.rms_norm, tile.rotate, tile.store are possible}}
+  %p = "tile.attend"(%k) ({
+    %q = "tile.query"(%c) {offset = 0 : i64, stride = 16 : i64, size = 16 : i64} : (tensor<1x64xbf16, "channel">) -> f32
+    %d = "tile.plus"(%q, %q) : (f32, f32) -> f32
+    "tile.key"(%c) {offset = 32 : i64, stride = 16 : i64, size = 16 : i64} : (tensor<1x64xbf16, "channel">) -> ()
+    "tile.yield"() : () -> ()
+  }) {heads = 2 : i64, kv_heads = 1 : i64, groups = 1 : i64, head_size = 16 : i64, value_size = 16 : i64, scale = 1.0 : f64, window = 0 : i64, softcap = 0.0 : f64, splits = 1 : i64} : (tensor<1x8x16xbf16, "state">) -> tensor<1x2x1x18xf32, "channel">
+  return
+}
+
+// -----
+
 func.func @pages() {
   // expected-error @below {{40 rows are no whole pages of 16}}
   %k = "tile.state"() {sym_name = "k", page = 16 : i64} : () -> tensor<1x40x16xbf16, "state">

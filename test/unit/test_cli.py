@@ -13,6 +13,7 @@ import pytest
 
 import tileir
 from test.mistakes import package, write_model
+from test.models import tiny_llama
 from test.unit.test_text import BYTES
 from tileir.tools import cli
 from tileir.tools.figures import figures
@@ -92,7 +93,9 @@ def test_compile_tells_its_steps_unless_quiet(
 
 def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
     """A real one, as soon as the first step is told."""
-    model, out = write_model(tmp_path / "model"), tmp_path / "m.tileir"
+    model, out = tmp_path / "model", tmp_path / "m.tileir"
+    # Deep enough to be still at work when the signal arrives.
+    tiny_llama(num_hidden_layers=64).save_pretrained(model)
     program = [sys.executable, "-m", "tileir.tools.cli", "compile", str(model), "-o", str(out)]
     with subprocess.Popen(program, stderr=subprocess.PIPE, text=True, bufsize=1) as running:
         assert running.stderr is not None

@@ -2,15 +2,17 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from test.families import family
 from test.models import OwnModel, export_own, tiny_llama
 from test.schedules import engine_text, parse, ranged_text
 from tileir.errors import ContractError
 from tileir.frontends.torch_export import export_decode
-from tileir.scheduling.problem import ScheduleError
+from tileir.scheduling.problem import Problem, ScheduleError
 from tileir.scheduling.verify import verify
 
 
@@ -292,3 +294,40 @@ def test_an_earlier_pass_has_not_run(attribute: str, text: str) -> None:
     broken = sub(rf"{re.escape(attribute)} = (\{{.*?\}}|\d+ : i64), ", "")(text)
     with pytest.raises(ContractError, match=f"has no {attribute!r}"):
         parse(broken)
+
+
+@pytest.fixture(scope="module")
+def norms() -> Problem:
+    """Attention that norms, rotates and appends its keys."""
+    return parse(engine_text(export_decode(family("qwen3"), 64), "h100"), "h100")
+
+
+def _attention(problem: Problem, **changes: Any) -> Problem:
+    rows = (
+        replace(r, body=replace(r.body, **changes)) if r.body.kind == "attend" else r
+        for r in problem.rows
+    )
+    return replace(problem, rows=tuple(rows))
+
+
+def test_attention_takes_what_it_appends(norms: Problem) -> None:
+    verify(norms)
+    body = next(row.body for row in norms.rows if row.body.kind == "attend")
+    raw = tuple(replace(own, by=()) for own in body.own)
+    with pytest.raises(
+        ScheduleError, match=r"publishes what it appends at .* through tile.rms_norm"
+    ):
+        verify(_attention(norms, own=raw))
+
+
+def test_only_one_task_of_a_kv_head_appends(norms: Problem) -> None:
+    (append,) = next(row.body.appends for row in norms.rows if row.body.kind == "attend")
+    assert append.places.every > 1
+    all_tasks = replace(append, places=replace(append.places, every=1))
+    with pytest.raises(ScheduleError, match="is written by tasks 0 and 1"):
+        verify(_attention(norms, appends=(all_tasks,)))
+
+
+def test_attention_that_appends_nothing(norms: Problem) -> None:
+    with pytest.raises(ScheduleError, match="streams state k_cache_0, which no row appends to"):
+        verify(_attention(norms, appends=()))

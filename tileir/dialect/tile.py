@@ -203,6 +203,8 @@ class AttendOp(Tile.Operation, name="attend"):
 
 
 PIECES = ("tile.query", "tile.key", "tile.value")
+# What may be done to a query's or a key's row before attention takes it.
+ON_PIECES = ("tile.rms_norm", "tile.rotate", "tile.store")
 
 
 def attend_shapes(op: Any, states: Any, partial: list[int | None]) -> bool:
@@ -215,6 +217,9 @@ def attend_shapes(op: Any, states: Any, partial: list[int | None]) -> bool:
         if name_of(inner) in pieces:
             pieces[name_of(inner)] += get(inner, "size")
     wanted = {"tile.query": size, "tile.key": size, "tile.value": value if v else 0}
+    made = [name_of(o) for o in op.operation.regions[0].blocks[0] if o.operation.operands]
+    known = (*PIECES, *ON_PIECES, "tile.gather", "tile.finish")
+    other = [name for name in made if name not in known]
     return first_failure(
         op,
         [
@@ -226,6 +231,7 @@ def attend_shapes(op: Any, states: Any, partial: list[int | None]) -> bool:
             (value <= size or bool(v), f"values of {value} in keys of {size}"),
             (partial == [heads, splits, value + 2], f"partial of {partial}"),
             (pieces == wanted, f"pieces of {pieces} for {wanted}"),
+            (not other, f"{', '.join(other)} on a piece: {', '.join(ON_PIECES)} are possible"),
         ],
     )
 
