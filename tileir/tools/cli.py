@@ -86,7 +86,9 @@ def compile_command(
     output: Annotated[Path, typer.Option("-o", "--output", help="where the package goes")] = Path(
         "model.tileir"
     ),
-    target: Annotated[str, typer.Option(help="h100, h200 or virtual")] = "h100",
+    target: Annotated[
+        str, typer.Option(help="h100, h200, virtual, or a file of `tune --measure`")
+    ] = "h100",
     max_context: Annotated[int, typer.Option(min=1, help="positions the KV cache holds")] = 2048,
     tokens: Annotated[int, typer.Option(min=1, help="most tokens a step")] = 1,
     sequences: Annotated[int, typer.Option(min=1, help="most sequences a step")] = 1,
