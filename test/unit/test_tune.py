@@ -1,6 +1,8 @@
 """Tuning on sessions that are made up: a step's time is a function of the launch parameters, plus noise and drift."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import log2
@@ -243,3 +245,20 @@ def test_mistake(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     check(row, tmp_path, capsys, monkeypatch)
+
+
+def test_tuning_needs_no_compiler() -> None:
+    """A machine that measures or tunes has the driver, and neither torch nor MLIR."""
+    program = "import sys, tileir.tools.tune, tileir.tools.cli, tileir.runtime.probes; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert "tileir.tools.tune" in loaded
+    assert not loaded & {
+        "torch",
+        "transformers",
+        "numba_cuda_mlir",
+        "tileir.mlir",
+        "tileir.compiler",
+    }
