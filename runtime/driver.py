@@ -162,7 +162,7 @@ class Device:
             return call("cuModuleLoadData", ptx.encode() + b"\0")
         except DeviceError as error:
             raise DeviceError(
-                f"the driver refuses the package's kernel: {error}",
+                f"the driver refuses the kernel: {error}",
                 hint=f"it needs a Hopper GPU and a CUDA 12.7 driver or newer; this is {self.name}",
             ) from None
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from tileir.codegen.kernel import MAILBOX_TOKENS, MARKS, REPORT_BYTES, REPORT_OFFSET, WAIT_CODES
@@ -15,6 +16,7 @@ from tileir.errors import PipelineError, TileirError
 from tileir.mlir import ir, new_context
 from tileir.package import Package, make_package
 from tileir.packing import store_bytes, tape_layout
+from tileir.passes.base import value_text
 from tileir.passes.pipeline import parse_pipeline, run_pipeline
 from tileir.target import find_target
 
@@ -39,15 +41,15 @@ PIPELINE = (
 class Options:
     """What a model is compiled for.
 
-    target: a name of tileir.target.TARGETS. tokens, sequences: the most that a step carries. page: rows of a KV page,
-    of which states have `pages` (0: enough for all sequences); 0: states in one piece, for one sequence. devices: GPUs,
-    placed as `placement` says (specialize-gpu's candidates; "": the cheapest), their prices printed to stderr with
-    `print_candidates`. absorb: attend over latents instead of what they expand to. trace: the kernel notes when each SM
-    does what in one step (`tileir trace`). insert: passes of upstream's or of
-    your own (tileir.passes.registry), each behind one of ours: {"tile-graph": "my-pass{count=2},cse"}.
+    target: a name of tileir.target.TARGETS, or the path of a target's file, *.json. tokens, sequences: the most that a
+    step carries. page: rows of a KV page, of which states have `pages` (0: enough for all sequences); 0: states in one
+    piece, for one sequence. devices: GPUs, placed as `placement` says (specialize-gpu's candidates; "": the cheapest),
+    their prices printed to stderr with `print_candidates`. absorb: attend over latents instead of what they expand to.
+    trace: the kernel notes when each SM does what in one step (`tileir trace`). insert: passes of upstream's or of your
+    own (tileir.passes.registry), each behind one of ours: {"tile-graph": "my-pass{count=2},cse"}.
     """
 
-    target: str = "h100"
+    target: str | Path = "h100"
     tokens: int = 1
     sequences: int = 1
     page: int = 0
@@ -64,7 +66,8 @@ class Options:
         """The passes' text. Raises PipelineError if `insert` names a pass that is not there."""
         flags = {"absorb": self.absorb, "candidates": self.print_candidates, "trace": self.trace}
         facts = asdict(self) | {n: str(v).lower() for n, v in flags.items()}
-        text = PIPELINE.format(**facts | {"placement": f'"{self.placement}"'})
+        texts = {"placement": f'"{self.placement}"', "target": value_text(str(self.target))}
+        text = PIPELINE.format(**facts | texts)
         return _insert(text, self.insert) if self.insert else text
 
     @classmethod
@@ -198,6 +201,7 @@ def _manifest(plans: list[Plan], recipes: list[dict[str, Any]]) -> dict[str, Any
     return {
         "target": plan.target.name,
         "chip": plan.target.chip,
+        "stream_tbps": plan.target.stream_tbps,
         "sms": plan.sms,
         "warps": plan.warps,
         "threads": plan.target.threads,

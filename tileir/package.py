@@ -26,7 +26,10 @@ MANIFEST = "manifest.json"
 ENGINE, PACKING, PTX = "engine.mlir", "packing.json", "device_0.ptx"
 _KNOWN = (ENGINE, PACKING, PTX)
 # Parts of a manifest that every device reads.
-_PARTS = ("target", "context", "vocabulary", "memory", "table", "bodies", "row_bodies", "hashes")
+_PARTS = (
+    *("target", "stream_tbps", "context", "vocabulary", "memory", "table", "bodies"),
+    *("row_bodies", "hashes"),
+)
 _AGAIN = "copy the package again, or compile it again"
 _UNREADABLE = (
     *(OSError, KeyError, ValueError, RuntimeError, EOFError, OverflowError),

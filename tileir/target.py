@@ -1,7 +1,15 @@
-"""Targets: what a device can do, as frozen data. Passes ask for capabilities, never for names."""
+"""Targets: what a device can do, as frozen data. Passes ask for capabilities, never for names.
 
-from dataclasses import dataclass, replace
+Some are built in; others come from files, JSON objects of Target's fields, as `tileir tune --measure` writes them.
+"""
+
+import json
+import math
+import re
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
 
 from tileir.errors import TileirError
 
@@ -22,6 +30,8 @@ class Target:
     window: copies of a ring on their way at once; their bytes, over a copy's latency, bound the bandwidth.
     alone_bytes: old rows of a kv head, keys and values, that one split takes alone at most: more are worth a combine.
     stream_tbps: measured streaming read, TB/s; hop_us: one packet exchange, µs. Both feed the cost model.
+    mbarrier_us: measured hand-over by an mbarrier between two warps of an SM, µs; launch_us: a cooperative launch of
+    one block an SM that does nothing, µs.
     chip, ptx: what LLVM and ptxas are told; empty chip means that no PTX is made.
     """
 
@@ -37,6 +47,8 @@ class Target:
     alone_bytes: int
     stream_tbps: float
     hop_us: float
+    mbarrier_us: float
+    launch_us: float
     chip: str = ""
     ptx: int = 0
 
@@ -69,6 +81,8 @@ _H100 = Target(
     alone_bytes=32768,
     stream_tbps=3.12,
     hop_us=1.0,
+    mbarrier_us=0.1,  # an estimate
+    launch_us=5.0,  # an estimate
     chip="sm_90a",
     ptx=87,
 )
@@ -94,10 +108,143 @@ TARGETS = {
 }
 
 
-def find_target(name: str) -> Target:
-    """The target of that name. Raises TileirError, with near matches, if there is none."""
+# Least, most and unit of whole numbers. The steps of registers are setmaxnreg's (PTX ISA 9.7.19.5); a block has 1024
+# threads at most, and its consumers whole warpgroups.
+_WHOLE = {
+    "sms": (1, 1024, 1),
+    "consumer_warps": (4, 28, 4),
+    "registers": (24, 256, 8),
+    "loader_registers": (24, 256, 8),
+    "queries": (1, 64, 1),
+    "smem_bytes": (1024, 1 << 30, 1),
+    "slot_bytes": (1024, 1 << 20, 1024),
+    "window": (1, 64, 1),
+    "alone_bytes": (0, 1 << 20, 1),
+    "ptx": (0, 999, 1),
+}
+_CHIPS = ("", "sm_90a")
+_LEAST_PTX = 80  # the first that knows sm_90a
+_SUFFIX = ".json"
+
+
+def find_target(name: str | Path) -> Target:
+    """The target of that name, or of a file, whose name ends in .json.
+
+    Raises TileirError, with near matches, for a name that there is not, and for a file that cannot be read or does not
+    hold the fields of a Target, each of its type and of a value that a device can have.
+    """
+    name = str(name)
     if name in TARGETS:
         return TARGETS[name]
+    if name.endswith(_SUFFIX):
+        return _read(Path(name))
     near = get_close_matches(name, TARGETS, n=1)
     guess = f"did you mean {near[0]!r}? " if near else ""
-    raise TileirError(f"unknown target {name!r}", hint=f"{guess}targets: {', '.join(TARGETS)}")
+    raise TileirError(
+        f"unknown target {name!r}",
+        hint=f"{guess}targets: {', '.join(TARGETS)}, or the path of a target's file, *{_SUFFIX}",
+    )
+
+
+def target_text(target: Target) -> str:
+    """A target as the text of a file that find_target reads. Raises TileirError for values that no device has."""
+    check_target(asdict(target), f"target {target.name!r}")
+    return json.dumps(asdict(target), indent=1) + "\n"
+
+
+def _read(path: Path) -> Target:
+    if {"'", '"'} <= set(str(path)):
+        raise TileirError(
+            f"target {str(path)!r} has both kinds of quotes in its name",
+            hint="rename it: pipelines name targets between quotes",
+        )
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TileirError(
+            f"cannot read the target {path}: {error.strerror}",
+            hint="`tileir tune --measure PATH` writes one on a machine with a GPU",
+        ) from None
+    except ValueError as error:
+        raise TileirError(f"it is no JSON: {error}", location=str(path), hint=_FORM) from None
+    if not isinstance(found, dict):
+        raise TileirError(
+            f"it holds {_kind(found)} instead of an object", location=str(path), hint=_FORM
+        )
+    check_target(found, str(path))
+    if found.get("name") in TARGETS:
+        raise TileirError(
+            f"field 'name' is {found['name']!r}, the name of a target that is built in",
+            location=str(path),
+            hint="call it otherwise: packages and messages name the target",
+        )
+    return Target(**found)
+
+
+_FORM = "a target's file is a JSON object of the fields of tileir.target.Target"
+
+
+def check_target(found: dict[str, Any], where: str) -> None:
+    """Raises TileirError for fields that are unknown, missing, of a wrong type or of a value that no device has."""
+    known = {f.name: f for f in fields(Target)}
+    for name in found:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            guess = f"did you mean {near[0]!r}? " if near else ""
+            raise TileirError(
+                f"unknown field {name!r}", location=where, hint=f"{guess}fields: {', '.join(known)}"
+            )
+    lacking = [n for n, f in known.items() if n not in found and f.default is MISSING]
+    if lacking:
+        raise TileirError(
+            f"fields are missing: {', '.join(lacking)}",
+            location=where,
+            hint="`tileir tune --measure PATH` writes all of them",
+        )
+    for name, value in found.items():
+        wanted = _wanted(name, value, known[name].type)
+        if wanted:
+            raise TileirError(
+                f"field {name!r} is {value!r}", location=where, hint=f"it takes {wanted}"
+            )
+    _check_together(Target(**found), where)
+
+
+def _wanted(name: str, value: Any, kind: Any) -> str:
+    """What a field takes, if the value is none of that; else "".  A whole number is a float too, a bool is neither."""
+    if kind is str:
+        if name == "chip":
+            good, text = value in _CHIPS, " or ".join(map(repr, _CHIPS))
+        else:
+            good = isinstance(value, str) and re.fullmatch(r"[\w.\-]+", value) is not None
+            text = "a name of letters, digits, '.', '-' and '_'"
+    elif kind is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        good, text = number and 0 < value < math.inf, "a number above 0"
+    else:
+        least, most, unit = _WHOLE[name]
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        good = whole and least <= value <= most and value % unit == 0
+        text = f"a whole number, {least} … {most}" + (f", a multiple of {unit}" if unit > 1 else "")
+    return "" if good else text
+
+
+def _check_together(target: Target, where: str) -> None:
+    """Raises TileirError for values that are possible each, and not together."""
+    if target.slot_bytes > target.smem_bytes:
+        raise TileirError(
+            f"a slot of {target.slot_bytes} bytes does not fit {target.smem_bytes} of shared memory",
+            location=where,
+            hint="lower slot_bytes",
+        )
+    if target.emits_ptx and target.ptx < _LEAST_PTX:
+        raise TileirError(
+            f"field 'ptx' is {target.ptx}, and chip {target.chip!r}",
+            location=where,
+            hint=f"{target.chip} takes ptx {_LEAST_PTX} or more; without a chip no kernel is made",
+        )
+
+
+def _kind(value: Any) -> str:
+    kinds = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")

@@ -61,7 +61,7 @@ ROWS = [
     ("cuda:0", Driver(fails={"cuDevicePrimaryCtxRetain": "CUDA_ERROR_DEVICE_UNAVAILABLE"}),
      ("cuda:0", "CUDA_ERROR_DEVICE_UNAVAILABLE", "another process")),
     ("cuda:0", Driver(fails={"cuModuleLoadData": "CUDA_ERROR_UNSUPPORTED_PTX_VERSION"}),
-     ("refuses the package's kernel", "CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "driver or newer")),
+     ("refuses the kernel", "CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "driver or newer")),
 ]  # fmt: skip
 NAMES = ["absent", "too old", "too few SMs", "too small", "full meanwhile", "busy", "old driver"]
 

@@ -1,4 +1,4 @@
-"""The `tileir` command: compile, run, inspect, models."""
+"""The `tileir` command: compile, run, inspect, trace, tune, models."""
 
 import json
 import os
@@ -86,7 +86,9 @@ def compile_command(
     output: Annotated[Path, typer.Option("-o", "--output", help="where the package goes")] = Path(
         "model.tileir"
     ),
-    target: Annotated[str, typer.Option(help="h100, h200 or virtual")] = "h100",
+    target: Annotated[
+        str, typer.Option(help="h100, h200, virtual, or a file of `tune --measure`")
+    ] = "h100",
     max_context: Annotated[int, typer.Option(min=1, help="positions the KV cache holds")] = 2048,
     tokens: Annotated[int, typer.Option(min=1, help="most tokens a step")] = 1,
     sequences: Annotated[int, typer.Option(min=1, help="most sequences a step")] = 1,
@@ -244,6 +246,53 @@ def trace(
         found.picture(picture)
     if save is not None:
         found.save(save)
+
+
+@app.command(
+    epilog=_examples(
+        "tileir tune smol.tileir --weights ./SmolLM2 -o tuned.tileir",
+        "tileir tune --measure mine.json",
+        "tileir compile ./SmolLM2 --target mine.json",
+    )
+)
+def tune(
+    package: Annotated[Path | None, typer.Argument(help="a compiled package")] = None,
+    weights: Annotated[Path | None, typer.Option(help="the package's weights")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="where the tuned package goes")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="time of the search, once weights are loaded")
+    ] = 60,
+    position: Annotated[int, typer.Option(min=0, help="positions held in the timed steps")] = 1024,
+    measure: Annotated[
+        Path | None, typer.Option(help="measure the GPU instead, into a target's file, *.json")
+    ] = None,
+    base: Annotated[str, typer.Option(help="the target that tells what is not measured")] = "h100",
+    device: Annotated[str, typer.Option(help="cuda:N")] = "cuda:0",
+    quiet: Quiet = False,
+) -> None:
+    """Fit a package to the GPU at hand, or measure the GPU for `compile --target`."""
+    if (package is None) == (measure is None):
+        raise usage("tune needs PACKAGE, or --measure TARGET.json")
+    from tileir.tools.tune import measure_target, tune_package
+
+    if measure is not None:
+        if weights is not None or output is not None:
+            raise usage("--measure takes neither --weights nor --output")
+        _check_output(measure)
+        text = measure_target(measure, find_target(base), device)
+        measure.write_text(text, encoding="utf-8")
+        if not quiet:
+            print(f"{text}wrote {measure}")
+        return
+    if package is None or weights is None or output is None:
+        raise usage("tune PACKAGE needs --weights and --output")
+    _check_output(output)
+    tuned = tune_package(tileir.load_package(package), weights, device, seconds, position)
+    path = tuned.package.save(output)
+    if not quiet:
+        print(f"{tuned.table()}\nwrote {path}")
 
 
 @app.command(epilog=_examples("tileir models", "tileir models --json"))

@@ -8,7 +8,6 @@ from tileir.errors import TileirError
 from tileir.mlir import ir, new_context
 from tileir.package import Package
 from tileir.packing import tape_layout
-from tileir.target import Target, find_target
 
 STATE_BYTES = 2  # a value of a KV cache, bf16
 BLOCK_BYTES = 1024  # 16 rows × 32 values of a weight, bf16
@@ -36,7 +35,7 @@ def figures(package: Package, context: int | None = None) -> dict[str, Any]:
     found["rows"] = dict(Counter(_kind(body) for body in m["row_bodies"]))
     found["bodies"] = len(m["bodies"])
     found["kernel"] = _kernel(package)
-    found["token"] = _token(package, find_target(m["target"]), held)
+    found["token"] = _token(package, held)
     return found
 
 
@@ -90,7 +89,7 @@ def _kernel(package: Package) -> dict[str, int] | None:
     return sizes | {"ptx_bytes": len(package.ptx.encode())}
 
 
-def _token(package: Package, target: Target, held: int) -> dict[str, Any]:
+def _token(package: Package, held: int) -> dict[str, Any]:
     """What a step reads, on the GPU that reads most."""
     reads = []
     with new_context(), ir.Location.unknown():
@@ -103,7 +102,7 @@ def _token(package: Package, target: Target, held: int) -> dict[str, Any]:
             cached = sum(_cache_bytes(f, held) for b in rows for f in walk(b, *_CACHE_FILLS))
             reads.append((tape + experts, cached))
     weights, cached = max(reads, key=sum)
-    rate = target.stream_tbps
+    rate = package.manifest["stream_tbps"]
     return {
         "context": held,
         "weight_bytes": weights,
