@@ -13,7 +13,7 @@ from tileir.package import Package
 from tileir.prompt import check_prompt
 from tileir.runtime.driver import Device
 from tileir.runtime.loader import pack_tape, upload_constants
-from tileir.runtime.report import describe_hang
+from tileir.runtime.report import describe, dump_of, save_dump
 from tileir.runtime.upload import Uploader
 
 MAX_STOP_IDS = 64
@@ -254,7 +254,10 @@ class CudaSession:
             report = self.manifest["report"]
             shape = (self._warps, report["bytes"] // 4)
             words = d.download(self._control + report["offset"], shape, np.uint32)
-            raise DeviceHang(describe_hang(words, self.manifest))
+            dump = dump_of(words, self.manifest, self.device)
+            path = save_dump(dump)
+            hint = f"`tileir postmortem {path}` draws who waited for whom" if path else ""
+            raise DeviceHang(describe(dump), hint=hint)
 
 
 def check_launch(launch: Mapping[str, int], limits: Mapping[str, Sequence[int]]) -> None:

@@ -18,6 +18,7 @@ from tileir.package import Package, make_package
 from tileir.packing import store_bytes, tape_layout
 from tileir.passes.base import value_text
 from tileir.passes.pipeline import parse_pipeline, run_pipeline
+from tileir.passes.verify_schedule import problem_of
 from tileir.target import find_target
 
 if TYPE_CHECKING:
@@ -198,6 +199,7 @@ def _insert(pipeline: str, behind: Mapping[str, str]) -> str:
 def _manifest(plans: list[Plan], recipes: list[dict[str, Any]]) -> dict[str, Any]:
     """The manifest; what is told of a GPU is told of the first one."""
     plan, recipe, tape = plans[0], recipes[0], plans[0].rings["tape"]
+    rows = problem_of(plan.device, plan.target).rows
     return {
         "target": plan.target.name,
         "chip": plan.target.chip,
@@ -223,6 +225,8 @@ def _manifest(plans: list[Plan], recipes: list[dict[str, Any]]) -> dict[str, Any
         "marks": list(MARKS),
         "bodies": [body.name for body in plan.bodies],
         "row_bodies": [get(row, "body") for row in plan.rows],
+        "row_awaits": [sorted(set(row.awaited)) for row in rows],
+        "row_writes": [sorted(row.fills_channels) for row in rows],
         "row_words": plan.row_words,
         "table": plan.table(),
         "memory": {

@@ -21,14 +21,14 @@ from typing import Any, Protocol
 
 from tileir.errors import DeviceError, PackageError
 
-SCHEMA = 4
+SCHEMA = 5
 MANIFEST = "manifest.json"
 ENGINE, PACKING, PTX = "engine.mlir", "packing.json", "device_0.ptx"
 _KNOWN = (ENGINE, PACKING, PTX)
 # Parts of a manifest that every device reads.
 _PARTS = (
     *("target", "stream_tbps", "context", "vocabulary", "memory", "table", "bodies"),
-    *("row_bodies", "hashes"),
+    *("row_bodies", "row_awaits", "row_writes", "hashes"),
 )
 _AGAIN = "copy the package again, or compile it again"
 _UNREADABLE = (

@@ -201,6 +201,13 @@ class Row:
         """The channel that the row writes."""
         return None if self.body.out is None else self.names[self.body.out]
 
+    @property
+    def fills_channels(self) -> set[str]:
+        """The channels that the row writes, in one case or another."""
+        body = self.body
+        arguments = [body.out, body.finishes.argument if body.finishes else None]
+        return {self.names[a] for a in arguments if a is not None}
+
     def __str__(self) -> str:
         where = "" if self.device is None else f" of GPU {self.device}"
         return f"row {self.number} ({self.body.name}){where}"

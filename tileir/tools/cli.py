@@ -1,4 +1,4 @@
-"""The `tileir` command: compile, run, inspect, trace, tune, models."""
+"""The `tileir` command: compile, run, inspect, trace, tune, postmortem, models."""
 
 import json
 import os
@@ -246,6 +246,26 @@ def trace(
         found.picture(picture)
     if save is not None:
         found.save(save)
+
+
+@app.command(epilog=_examples("tileir postmortem /tmp/tileir-hang-1.json --picture hang.png"))
+def postmortem(
+    dump: Annotated[Path, typer.Argument(help="the file that a DeviceHang names")],
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="the wait-for graph, .png or .svg; beside the dump if not named"),
+    ] = None,
+) -> None:
+    """Say who waited for whom when a kernel gave up, and draw it."""
+    from tileir.runtime.report import describe, load_dump
+    from tileir.tools.postmortem import picture as draw
+
+    path = dump.with_suffix(".png") if picture is None else picture
+    _check_output(path)
+    found = load_dump(dump)
+    print(describe(found))
+    draw(found, path)
+    print(f"wrote {path}")
 
 
 @app.command(
