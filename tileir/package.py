@@ -103,7 +103,7 @@ class Package:
         part = path.with_name(path.name + ".part")
         try:
             with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
-                archive.writestr(MANIFEST, json.dumps(self.manifest, indent=1))
+                archive.writestr(MANIFEST, _manifest_text(self.manifest))
                 for name, data in self.files.items():
                     archive.writestr(name, data)
             part.replace(path)
@@ -227,6 +227,11 @@ def load_package(path: str | Path) -> Package:
             hint="name what `tileir compile MODEL -o PATH` wrote; if it is damaged, copy it again or compile it again",
         ) from None
     _check_schema(path, manifest)
+    own = manifest["hashes"].pop(MANIFEST, None)
+    if own != _own_hash(manifest):
+        raise PackageError(
+            f"{path}: {MANIFEST} is damaged: it is not what its own hash says", hint=_AGAIN
+        )
     for name in (ENGINE, PACKING, *manifest["hashes"], *found):
         if name not in found:
             raise PackageError(f"{path}: {name} is missing", hint=_AGAIN)
@@ -236,6 +241,16 @@ def load_package(path: str | Path) -> Package:
                 hint=_AGAIN,
             )
     return Package(manifest, found)
+
+
+def _manifest_text(manifest: dict[str, Any]) -> str:
+    """The manifest as its file has it, with a hash of all the rest of it."""
+    hashes = {**manifest["hashes"], MANIFEST: _own_hash(manifest)}
+    return json.dumps({**manifest, "hashes": hashes}, indent=1)
+
+
+def _own_hash(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _check_schema(path: Path, manifest: Any) -> None:

@@ -105,7 +105,7 @@ ROWS = [
             ("engine.mlir is damaged", "hash", "compile it again")),
     Mistake("changed recipe", member("packing.json", flip(10)),
             ("packing.json is damaged", "hash", "compile it again")),
-    Mistake("no hashes", manifest(hashes={}), ("engine.mlir is damaged", "hash")),
+    Mistake("no hashes", manifest(hashes={}), ("manifest.json is damaged", "hash")),
     Mistake("folder with a file gone", unpacked, ("p: packing.json is missing", "copy the package again")),
     Mistake("newer schema", manifest(schema=99),
             ("schema 99", "newer tileir", "update tileir", "compile the model again")),
