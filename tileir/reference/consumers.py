@@ -20,8 +20,9 @@ from tileir.reference.arithmetic import (
     run_segment,
 )
 from tileir.reference.memory import LocalName, RowPlan
-from tileir.reference.protocol import Channel, Role
+from tileir.reference.protocol import Channel
 from tileir.reference.routing import choose_experts, choose_top_k
+from tileir.reference.scheduler import Role
 from tileir.reference.steps import StepRecord
 from tileir.scheduling.assign import MAX_TILES_PER_SM, rows_a_slot
 

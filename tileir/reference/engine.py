@@ -10,7 +10,8 @@ from tileir.reference.arithmetic import Array, keep, round_bf16
 from tileir.reference.consumers import Consumers
 from tileir.reference.loaders import Loaders
 from tileir.reference.memory import Device, read_device
-from tileir.reference.protocol import CopyEngine, Link, LocalChannel, Mbarrier, Ring, Scheduler
+from tileir.reference.protocol import CopyEngine, Link, LocalChannel, Mbarrier, Ring
+from tileir.reference.scheduler import Scheduler
 from tileir.reference.steps import Plan, Request
 
 Recipes = Sequence[dict[str, Any]]
@@ -34,7 +35,7 @@ class EngineExecutor:
             get(found[0], n) for n in names
         )
         self.round = round_bf16 if rounding else keep
-        self.seed, self.epoch = seed, 0
+        self.seed, self.strategy, self.epoch = seed, "random", 0
         self.steps = self.pages_used = 0
         self.trace: Callable[[int, str, int], None] | None = None
         self.devices = [
@@ -93,7 +94,7 @@ class Launch:
         self.logits = logits
         self.step_logits = np.zeros((engine.tokens, engine.vocabulary), np.float32)
         self.first_epoch = self.last_epoch = engine.epoch + 1
-        self.scheduler = Scheduler(engine.seed)
+        self.scheduler = Scheduler(engine.seed, engine.strategy)
         self.link = Link(self.scheduler)
         self.released = [np.full(d.sms, engine.epoch) for d in engine.devices]
         self.running = sum(d.sms for d in engine.devices)
@@ -178,8 +179,14 @@ class Sm:
             self.copies.close()
 
     def publish(self, channel: Any, epoch: int, tokens: Array, index: Array, values: Array) -> None:
-        """Into a channel's copy here, and over links into those of other GPUs."""
-        channel.publish(self.scheduler, epoch, tokens, index, values)
+        """Into a channel's copy here, and over links into those of other GPUs; [tokens, *index.shape]."""
+        if self.scheduler.late:
+            # Stores to different addresses become visible in any order: token by token, some time later.
+            for i in range(len(tokens)):
+                one = epoch, tokens[i : i + 1], index, np.array(values[i : i + 1])
+                self.launch.link.send(channel, *one)
+        else:
+            channel.publish(self.scheduler, epoch, tokens, index, values)
         if channel.peer:
             for device in self.engine.devices:
                 other = device.channels.get(channel.name)

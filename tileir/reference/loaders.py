@@ -10,7 +10,8 @@ from tileir.errors import DeviceHang
 from tileir.reference import tasks
 from tileir.reference.arithmetic import Array
 from tileir.reference.memory import LocalName, OldRows, RowPlan, State
-from tileir.reference.protocol import Copy, Ring, Role, Wait
+from tileir.reference.protocol import Copy, Ring
+from tileir.reference.scheduler import Role, Wait
 from tileir.reference.steps import StepRecord
 from tileir.scheduling.assign import rows_a_slot
 

@@ -1,109 +1,15 @@
-"""The engine's synchronisation, exactly as the kernel uses it: mbarriers, rings, channels, and a scheduler of roles.
+"""The engine's synchronisation, exactly as the kernel uses it: mbarriers, rings, channels, copies and links."""
 
-A role is a generator that yields a `Wait` wherever it may have to; the scheduler runs any role that
-is ready, in an order that its seed decides. When none is, and not all are done, that is a deadlock,
-and the error says who waits for what.
-"""
-
-import random
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from tileir.errors import DeviceHang
 from tileir.reference.arithmetic import Array
+from tileir.reference.scheduler import PAUSE, Role, Scheduler, Wait
 
-
-class Wait(NamedTuple):
-    """Not before `ready()`; looked at again whenever `key` is notified. `what()` is for the report of a deadlock."""
-
-    key: object
-    ready: Callable[[], bool]
-    what: Callable[[], str]
-
-
-Role = Generator[Wait, None, None]
 Copy = Callable[[], tuple[Array, ...]]
-# Others go first, if they are ready.
-PAUSE = Wait(None, lambda: True, lambda: "its next turn")
-PAUSES, SLOW = 1 / 16, 1 / 4
-
-
-class Scheduler:
-    """Runs roles until all are done.
-
-    For a while some are slow: one of them runs only when no other can that is not slow, or less slow, so that all get
-    as far ahead of it as the protocol lets them. Then others are. (After Burckhardt et al., A Randomized Scheduler
-    with Probabilistic Guarantees of Finding Bugs, ASPLOS 2010.)
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-        self._names: list[str] = []
-        self._slow: dict[str, int] = {}
-        self._ready: list[tuple[str, Role]] = []
-        self._late: list[tuple[str, Role]] = []
-        self._waiting: dict[object, list[tuple[str, Role, Wait]]] = {}
-        self._left = 0
-
-    def add(self, name: str, role: Role) -> None:
-        """A role to run."""
-        self._names.append(name)
-        self._go_on(name, role)
-
-    def choose(self, count: int) -> int:
-        """One of `count` things, by the seed."""
-        return int(self._random.random() * count)
-
-    def notify(self, key: object) -> None:
-        """Something that `key` names has changed."""
-        for name, role, wait in self._waiting.pop(key, ()):
-            if wait.ready():
-                self._go_on(name, role)
-            else:
-                self._waiting.setdefault(key, []).append((name, role, wait))
-
-    def run(self) -> Generator[None, None, None]:
-        """Advance one role at a time; yields after each. Raises DeviceHang on a deadlock."""
-        while self._ready or self._late:
-            name, role = self._next()
-            for wait in role:
-                if not wait.ready():
-                    self._waiting.setdefault(wait.key, []).append((name, role, wait))
-                    break
-                if wait is PAUSE or self._random.random() < PAUSES:
-                    self._go_on(name, role)
-                    break
-            self._left -= 1
-            if self._left < 0:
-                self._change()
-            yield
-        stuck = [(n, w.what()) for waits in self._waiting.values() for n, _, w in waits]
-        if stuck:
-            lines = [f"  {name} waits for {what}" for name, what in sorted(stuck)[:12]]
-            raise DeviceHang("\n".join([f"deadlock: {len(stuck)} roles wait", *lines]))
-
-    def _next(self) -> tuple[str, Role]:
-        if self._ready:
-            at = self.choose(len(self._ready))
-            self._ready[at], self._ready[-1] = self._ready[-1], self._ready[at]
-            return self._ready.pop()
-        at = min(range(len(self._late)), key=lambda i: self._slow[self._late[i][0]])
-        return self._late.pop(at)
-
-    def _go_on(self, name: str, role: Role) -> None:
-        (self._late if name in self._slow else self._ready).append((name, role))
-
-    def _change(self) -> None:
-        """Others are slow, for 2^4 to 2^11 turns."""
-        self._left = int(2 ** self._random.uniform(4, 11))
-        slow = [name for name in self._names if self._random.random() < SLOW]
-        self._random.shuffle(slow)
-        self._slow = {name: i for i, name in enumerate(slow)}
-        every, self._ready, self._late = [*self._ready, *self._late], [], []
-        for name, role in every:
-            self._go_on(name, role)
 
 
 class Mbarrier:
@@ -288,14 +194,14 @@ class LocalChannel:
 
 
 class Link:
-    """Packets between GPUs arrive some time after they were sent, in any order."""
+    """Packets between GPUs, and between SMs whose stores are late, arrive some time later, in any order."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler, self.pending = scheduler, list[tuple[Channel, tuple[Any, ...]]]()
         self.closed = False
 
     def send(self, channel: Channel, *packet: Any) -> None:
-        """Packets for another GPU's copy of a channel."""
+        """Packets for a copy of a channel that they do not reach at once."""
         self.pending.append((channel, packet))
         self.scheduler.notify(self)
 
@@ -306,7 +212,7 @@ class Link:
 
     def role(self) -> Role:
         """Deliver, one packet at a time."""
-        some = Wait(self, lambda: bool(self.pending) or self.closed, lambda: "packets between GPUs")
+        some = Wait(self, lambda: bool(self.pending) or self.closed, lambda: "packets on their way")
         while True:
             yield some
             if not self.pending:

@@ -80,6 +80,10 @@ class ReferenceSession:
             pass
         return [rows[~np.isnan(rows).any(1)] for rows in found]
 
+    def schedule(self, seed: int, strategy: str) -> None:
+        """The order of the next calls: one of Scheduler.STRATEGIES, by a seed."""
+        self._engine.seed, self._engine.strategy = seed, strategy
+
     def trace(self, heard: Callable[[int, str, int], None]) -> None:
         """Tell `heard` (SM, role, row of the table) whenever a role begins a row."""
         self._engine.trace = heard
