@@ -1,6 +1,9 @@
 // RUN: not tileir-opt %s --pass-pipeline='builtin.module(graph-fuse,specialize-gpu{devices=2 placement=tensor-paralel})' 2>&1 | filecheck %s
 // RUN: not tileir-opt %s --pass-pipeline='builtin.module(graph-fuse,specialize-gpu{devices=2 placement=indexer-apart})' 2>&1 | filecheck %s --check-prefix=INDEX
+// RUN: not tileir-opt %s --pass-pipeline='builtin.module(graph-fuse,specialize-gpu{devices=3})' 2>&1 | filecheck %s --check-prefix=MANY
 
+// MANY: 3 devices share a vocabulary of 2 tiles of 16
+// MANY: devices=2 or fewer
 // CHECK: no placement 'tensor-paralel' of this model on 2 GPUs
 // CHECK: did you mean 'tensor-parallel'? candidates: tensor-parallel, replicated-attention
 

@@ -68,6 +68,12 @@ class SpecializeGpuPass(Pass):
             stages.setdefault(decided(op, "stage", "graph-fuse"), []).append(op)
         context = decided(module, "tileir.context", "the importer")
         work = [_work(members, context, self.devices) for members in stages.values()]
+        tiles = min((w.units for w in work if w.role == "vocabulary"), default=self.devices)
+        if tiles < self.devices:
+            raise TileirError(
+                f"{self.devices} devices share a vocabulary of {tiles} tiles of {TILE_ROWS}",
+                hint=f"each has a part of the head: devices={tiles} or fewer",
+            )
         found = {c.name: c for c in candidates(work, self.devices, target)}
         if self.print_candidates:
             print(*found.values(), sep="\n", file=sys.stderr)

@@ -31,6 +31,7 @@ from tileir.passes.declarations import Declarations
 from tileir.passes.graph_fuse import ELEMENTWISE, appends_of, in_prologue
 from tileir.passes.segments import Piece, Run, biases_of, runs_of, weight_of
 
+MAX_TOKENS = 8  # columns of an mma
 PLACEMENT = ("devices", "share", "units", "parts")
 SELECT_FACTS = ("k", "groups", "top_groups", "normalize", "scale")
 
@@ -70,8 +71,8 @@ class TileGraphPass(Pass):
 
     def run(self, module: Any) -> None:
         """Replace the function. Raises TileirError for what has no tile form."""
-        if self.tokens < 1:
-            raise TileirError(f"{self.tokens} tokens a step", hint="a step carries one or more")
+        if not 1 <= self.tokens <= MAX_TOKENS:
+            raise TileirError(f"{self.tokens} tokens a step", hint=f"a step carries 1 … {MAX_TOKENS}")
         if self.sequences < 1 or (self.sequences > 1 and not self.page):
             raise TileirError(
                 f"{self.sequences} sequences with pages of {self.page} rows",
@@ -84,6 +85,11 @@ class TileGraphPass(Pass):
             decided(module, f"tileir.{n}", "the importer") for n in ("context", "vocabulary")
         )
         pages = self.pages or self.sequences * -(-context // max(1, self.page))
+        if self.page and pages * self.page < context:
+            raise TileirError(
+                f"{pages} pages of {self.page} rows for a context of {context}",
+                hint=f"one sequence may need them all: pages={-(-context // self.page)} or more",
+            )
         declared = Declarations(context, self.page, pages)
         builder = _Builder(self.tokens, vocabulary, declared)
         count = len(list(end.operands))
