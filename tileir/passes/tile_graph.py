@@ -72,7 +72,9 @@ class TileGraphPass(Pass):
     def run(self, module: Any) -> None:
         """Replace the function. Raises TileirError for what has no tile form."""
         if not 1 <= self.tokens <= MAX_TOKENS:
-            raise TileirError(f"{self.tokens} tokens a step", hint=f"a step carries 1 … {MAX_TOKENS}")
+            raise TileirError(
+                f"{self.tokens} tokens a step", hint=f"a step carries 1 … {MAX_TOKENS}"
+            )
         if self.sequences < 1 or (self.sequences > 1 and not self.page):
             raise TileirError(
                 f"{self.sequences} sequences with pages of {self.page} rows",
