@@ -21,10 +21,15 @@ POLLED = 16  # packets that a thread asks for at once
 
 
 class Row:
-    """The row that a body is emitted for. size: its values; pairs: the numbers of this thread's pairs."""
+    """The row that a body is emitted for. size: its values; pairs: the numbers of this thread's pairs.
+
+    memory: room for the row in shared memory, f32. stores: whether tile.store does, None if it always does.
+    """
 
     def __init__(self, k: Kernel, body: Body, number: Value, size: int) -> None:
         self.k, self.body, self.number, self.size = k, body, number, size
+        self.memory = b.at(k.smem, None, k.plan.part_offset)
+        self.stores: Value | None = None
         count, (thread, threads) = size // 2, self.threads
         self.pairs = [thread + n * threads for n in range(-(-count // threads))]
         self.mine = [b.ult(pair, count) for pair in self.pairs]
@@ -34,16 +39,6 @@ class Row:
     def threads(self) -> tuple[Value, int]:
         """This thread's number among those that hold the row, and how many they are."""
         return self.k.tid, self.k.plan.threads
-
-    @property
-    def memory(self) -> Value:
-        """Room for the row in shared memory, f32."""
-        return b.at(self.k.smem, None, self.k.plan.part_offset)
-
-    @property
-    def stores(self) -> Value | None:
-        """Whether tile.store does; None if it always does."""
-        return None
 
     def meet(self) -> None:
         """Barrier of the threads that hold the row."""
@@ -78,10 +73,7 @@ class Row:
 
 
 class WarpRow(Row):
-    """A row that a warp holds. memory: its room; stores: as in Row."""
-
-    memory: Value = None
-    stores: Value | None = None
+    """A row that a warp holds."""
 
     def __init__(
         self, k: Kernel, body: Body, number: Value, size: int, memory: Value, stores: Value | None
@@ -103,7 +95,7 @@ class WarpRow(Row):
         return self.warp_total(values)
 
 
-def piece_row(row: WarpRow, piece: Any) -> list[Pair | Value]:
+def piece_row(row: WarpRow, piece: Any) -> list[Value]:
     """A lane's pairs of a head's query or key, bf16 words, after the piece's statements."""
     statements = statements_on(piece)
     fetched = [FETCHES[name_of(op)](row, op) for op in statements if name_of(op) in FETCHES]
