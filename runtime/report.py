@@ -190,7 +190,7 @@ def _sms(sms: frozenset[int]) -> str:
     shown = sorted(sms)
     if len(shown) == 1:
         return f"SM {shown[0]}"
-    if shown == list(range(shown[0], shown[-1] + 1)):
+    if shown[-1] - shown[0] + 1 == len(shown):
         return f"SMs {shown[0]} … {shown[-1]}"
     text = ", ".join(map(str, shown[:4]))
     return f"SMs {text}" + (f", … ({len(shown)} of them)" if len(shown) > 4 else "")
