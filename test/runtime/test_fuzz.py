@@ -104,7 +104,7 @@ def test_edited_manifests(package: Package, tmp_path: Path, data: st.DataObject)
         tileir.load_package(folder)
 
 
-@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/../../outside", "engine.mlir/x"])
+@pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside", "engine.mlir/x"])
 def test_names_that_lead_elsewhere(package: Package, tmp_path: Path, name: str) -> None:
     """Entries of other names are not read, and nothing is ever unpacked."""
     inner = tmp_path / "inner"
