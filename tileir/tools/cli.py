@@ -248,7 +248,7 @@ def trace(
         found.save(save)
 
 
-@app.command(epilog=_examples("tileir postmortem /tmp/tileir-hang-1.json --picture hang.png"))
+@app.command(epilog=_examples("tileir postmortem tileir-hang-1.json --picture hang.png"))
 def postmortem(
     dump: Annotated[Path, typer.Argument(help="the file that a DeviceHang names")],
     picture: Annotated[
