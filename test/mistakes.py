@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -67,6 +67,23 @@ def write_model(folder: Path, **changes: Any) -> Path:
     save_file(held, folder / "model.safetensors")
     BYTES.save(str(folder / "tokenizer.json"))
     return folder
+
+
+def each_mistake(rows: Sequence[Mistake]) -> Callable[..., None]:
+    """A test of every row, in a folder of its own."""
+
+    @pytest.mark.parametrize("row", rows, ids=str)
+    def test_mistake(
+        row: Mistake,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        folder = tmp_path / "here"
+        folder.mkdir()
+        check(row, folder, capsys, monkeypatch)
+
+    return test_mistake
 
 
 def check(

@@ -1,12 +1,11 @@
 """One name, four places; nothing of this machine in the repository."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from test.imports import loaded_by
 from tileir.compiler import Options
 from tileir.passes.pipeline import parse_pipeline
 from tileir.passes.registry import NAMES, find_pass
@@ -67,11 +66,7 @@ def test_pipeline_runs_all_passes_in_the_registry_order() -> None:
 @pytest.mark.parametrize("module", RUNTIME)
 def test_runtime_needs_neither_torch_nor_mlir(module: str) -> None:
     """Not even by way of what it imports."""
-    program = f"import sys, tileir, tileir.package, tileir.runtime.{module}; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    loaded = set(done.stdout.split())
+    loaded = loaded_by("tileir", "tileir.package", f"tileir.runtime.{module}")
     assert f"tileir.runtime.{module}" in loaded
     heavy = ("torch", "transformers", "numba_cuda_mlir", "tileir.mlir", "tileir.compiler")
     assert not loaded.intersection(heavy)

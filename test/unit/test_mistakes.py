@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import pytest
-
 import tileir
-from test.mistakes import Act, Mistake, check, package, program, tensors
+from test.mistakes import Act, Mistake, each_mistake, package, program, tensors
 from test.unit.test_text import BYTES
 
 COMPILE = ["tileir", "compile", "model"]
@@ -122,13 +120,4 @@ FOLDERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("row", [*USAGE, *OPTIONS, *PROMPTS, *FOLDERS], ids=str)
-def test_mistake(
-    row: Mistake,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    check(row, folder, capsys, monkeypatch)
+test_mistake = each_mistake([*USAGE, *OPTIONS, *PROMPTS, *FOLDERS])

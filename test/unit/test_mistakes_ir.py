@@ -3,9 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from test.mistakes import Act, Mistake, check
+from test.mistakes import Act, Mistake, each_mistake
 
 GRAPH = 'module attributes {tileir.level = "graph", tileir.context = 8 : i64, tileir.vocabulary = 64 : i64} {\n'
 NORM = """  func.func @step(%t: tensor<?xi32>, %x: tensor<?x8xf32>, %w: tensor<8xf32>) {
@@ -86,13 +84,4 @@ MODULES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("row", [*PIPELINES, *MODULES], ids=str)
-def test_mistake(
-    row: Mistake,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    check(row, folder, capsys, monkeypatch)
+test_mistake = each_mistake([*PIPELINES, *MODULES])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from test.mistakes import Act, Mistake, check, package, tensors
+from test.mistakes import Act, Mistake, each_mistake, package, tensors
 from tileir.package import Package
 
 INSPECT = ["tileir", "inspect", "m.tileir"]
@@ -132,16 +132,7 @@ def other_zip(folder: Path) -> Act:
     return INSPECT
 
 
-@pytest.mark.parametrize("row", ROWS, ids=str)
-def test_mistake(
-    row: Mistake,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    check(row, folder, capsys, monkeypatch)
+test_mistake = each_mistake(ROWS)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 
 import tileir
-from test.mistakes import Act, Mistake, check, program
+from test.mistakes import Act, Mistake, each_mistake, program
 from test.models import OwnModel, tiny_llama
 from tileir.frontends.torch_export import export_decode
 
@@ -174,16 +174,7 @@ def again() -> Act:
     return lambda: tileir.compile(made, target="virtual")
 
 
-@pytest.mark.parametrize("row", [*MODELS, *PROGRAMS], ids=str)
-def test_mistake(
-    row: Mistake,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    check(row, folder, capsys, monkeypatch)
+test_mistake = each_mistake([*MODELS, *PROGRAMS])
 
 
 def test_the_graph_that_torch_prints_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 import tileir
-from test.mistakes import Act, Mistake, check, tensors, write_model
+from test.mistakes import Act, Mistake, each_mistake, tensors, write_model
 from test.models import tiny_llama
 from test.runtime.test_gguf import write as write_gguf
 
@@ -123,13 +122,4 @@ ROWS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("row", ROWS, ids=str)
-def test_mistake(
-    row: Mistake,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    check(row, folder, capsys, monkeypatch)
+test_mistake = each_mistake(ROWS)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from test.imports import loaded_by
 from tileir.passes.registry import NAMES, find_pass
 from tileir.tools.diagnostics import Place
 from tileir.tools.opt import main
@@ -107,11 +108,7 @@ def test_a_reader_that_stops_early(tmp_path: Path) -> None:
 
 
 def test_a_start_loads_nothing_heavy() -> None:
-    program = "import sys, tileir.tools.opt; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    loaded = set(done.stdout.split())
+    loaded = loaded_by("tileir.tools.opt")
     assert "tileir.passes.pipeline" in loaded
     assert not loaded & {"torch", "transformers", "typer", "networkx", "safetensors"}
     assert not [m for m in loaded if m.startswith(("tileir.codegen", "tileir.frontends"))]

@@ -1,8 +1,6 @@
 """Tuning on sessions that are made up: a step's time is a function of the launch parameters, plus noise and drift."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import log2
@@ -13,7 +11,8 @@ import numpy as np
 import pytest
 
 import tileir
-from test.mistakes import Mistake, check, package
+from test.imports import loaded_by
+from test.mistakes import Mistake, each_mistake, package
 from test.unit.test_cli import command
 from tileir.errors import TileirError
 from tileir.package import Package
@@ -237,23 +236,12 @@ ROWS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("row", ROWS, ids=str)
-def test_mistake(
-    row: Mistake,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    check(row, tmp_path, capsys, monkeypatch)
+test_mistake = each_mistake(ROWS)
 
 
 def test_tuning_needs_no_compiler() -> None:
     """A machine that measures or tunes has the driver, and neither torch nor MLIR."""
-    program = "import sys, tileir.tools.tune, tileir.tools.cli, tileir.runtime.probes; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    loaded = set(done.stdout.split())
+    loaded = loaded_by("tileir.tools.tune", "tileir.tools.cli", "tileir.runtime.probes")
     assert "tileir.tools.tune" in loaded
     assert not loaded & {
         "torch",

@@ -4,7 +4,7 @@ Thread t holds the pairs t, t + threads, … of a row as f32. Values that other 
 Attention's rows are a warp's each.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -98,18 +98,18 @@ class WarpRow(Row):
 def piece_row(row: WarpRow, piece: Any) -> list[Value]:
     """A lane's pairs of a head's query or key, bf16 words, after the piece's statements."""
     statements = statements_on(piece)
-    fetched = [FETCHES[name_of(op)](row, op) for op in statements if name_of(op) in FETCHES]
+    fetched = _fetch(row, statements)
     stride, offset = get(piece, "stride") // 2, get(piece, "offset") // 2
     channel = row.k.operand(row.body, piece.operands[0])
     places = [row.number * stride + offset + i for i in row.inside]
     words = poll_pair(row.k, channel, places, together=True)
     if not statements:
         return words
-    values = [(low, high) for low, high in map(b.unpack, words)]
+    values = {piece.results[0]: [(low, high) for low, high in map(b.unpack, words)]}
     for op in statements:
-        others = fetched.pop(0) if name_of(op) in FETCHES else list(op.operation.operands)[1:]
-        values = RULES[name_of(op)](row, op, [values], others) or values
-    return [b.pack(*pair) for pair in values]
+        _do(row, op, values, fetched)
+    *_, last = values.values()
+    return [b.pack(*pair) for pair in last]
 
 
 def rows(k: Kernel, body: Body) -> None:
@@ -139,18 +139,26 @@ def rows(k: Kernel, body: Body) -> None:
 
 def _run(row: Row, block: Any) -> list[Pair]:
     """This thread's pairs of what the body yields. Constants are asked for before the row is there."""
-    fetched = {op: FETCHES[name_of(op)](row, op) for op in block if name_of(op) in FETCHES}
-    values: dict[Any, list[Pair]] = {}
-    for op in block:
-        operands = list(op.operation.operands)
-        if name_of(op) == "tile.yield":
-            return values[operands[0]]
-        known = [values[o] for o in operands if o in values]
-        others = fetched.get(op) or [o for o in operands if o not in values]
-        made = RULES[name_of(op)](row, op, known, others)
-        if made:
-            values[op.operation.results[0]] = made
-    raise AssertionError("a map's body ends in tile.yield")
+    *statements, end = block
+    fetched, values = _fetch(row, statements), dict[Any, list[Pair]]()
+    for op in statements:
+        _do(row, op, values, fetched)
+    return values[end.operation.operands[0]]
+
+
+def _fetch(row: Row, statements: Sequence[Any]) -> dict[Any, list[Any]]:
+    """The constants of statements, asked for."""
+    return {op: FETCHES[name_of(op)](row, op) for op in statements if name_of(op) in FETCHES}
+
+
+def _do(row: Row, op: Any, values: dict[Any, list[Pair]], fetched: Mapping[Any, list[Any]]) -> None:
+    """One statement, on this thread's pairs of the values before it."""
+    operands = list(op.operation.operands)
+    known = [values[o] for o in operands if o in values]
+    others = fetched.get(op) or [o for o in operands if o not in values]
+    made = RULES[name_of(op)](row, op, known, others)
+    if made:
+        values[op.operation.results[0]] = made
 
 
 def _load(row: Row, op: Any, _known: list[list[Pair]], others: list[Any]) -> list[Pair]:

@@ -1,6 +1,7 @@
 """What an engine.body does, as the plain data that proofs need: computed once for all its rows."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -288,32 +289,17 @@ def _attend(op: Any, number: Number) -> Facts:
 
 
 def _appended(attend: Any, own: tuple[OwnRow, ...], number: Number) -> Iterator[OwnRow]:
-    """What attention's keys store: a kv head's row by the first of its tasks."""
+    """What attention's own keys and values store: a kv head's row by the first of its tasks."""
     splits, groups, kv = (get(attend, n) for n in ("splits", "groups", "kv_heads"))
-    stored = {
-        number(o.operands[1]): get(o, "offset")
-        for piece in walk(attend, "tile.query", "tile.key")
-        for o in statements_on(piece)
-        if name_of(o) == "tile.store"
-    }
-    for link in own:
-        places, published = link.places, link.published
-        if places.argument in stored and link.by:
-            assert published is not None
-            share = splits * groups // kv
-            tasks, to = (0, splits * groups, share, 0), (stored[places.argument],)
-            yield OwnRow(
-                Places(places.argument, *tasks, places.step, to, places.width, share),
-                Places(
-                    published.argument,
-                    *tasks,
-                    published.step,
-                    published.bases,
-                    published.width,
-                    share,
-                ),
-                link.by,
-            )
+    share = splits * groups // kv
+    tasks = {"tasks": splits * groups, "inner": share, "step": 0, "every": share}
+    pieces = (*walk(attend, "tile.key"), *walk(attend, "tile.value"))
+    for piece, link in zip(pieces, own, strict=True):
+        for o in (o for o in statements_on(piece) if name_of(o) == "tile.store"):
+            assert link.published is not None
+            to = replace(link.places, outer=link.places.step, **tasks)
+            to = replace(to, argument=number(o.operands[1]), bases=(get(o, "offset"),))
+            yield OwnRow(to, replace(link.published, outer=link.published.step, **tasks), link.by)
 
 
 def _made_by(

@@ -279,8 +279,7 @@ class _Matcher:
         heads = self._heads(op) if name_of(op) == "graph.attention" else []
         for stage in heads:
             del self.ends[stage.value]
-        ops = [o for stage in heads for o in stage.ops]
-        self.ends[op.results[0]] = _Stage("attend", index, [*ops, op], op.results[0])
+        self._alone("attend", index, *(o for stage in heads for o in stage.ops), op)
 
     def _heads(self, attention: Any) -> list[_Stage]:
         """Maps of heads that only this attention reads, as queries or through an append as keys: it does their work."""
@@ -309,8 +308,9 @@ class _Matcher:
         for value in list(op.results)[1:]:
             self.ends[value] = self.ends[op.results[0]]
 
-    def _alone(self, kind: str, index: int, op: Any) -> None:
-        self.ends[op.results[0]] = _Stage(kind, index, [op], op.results[0])
+    def _alone(self, kind: str, index: int, *ops: Any) -> None:
+        value = ops[-1].results[0]
+        self.ends[value] = _Stage(kind, index, list(ops), value)
 
     def _placed(self, op: Any, operand: int) -> None:
         if op.operands[operand] != self.positions:

@@ -4,7 +4,7 @@ T is the tokens of a step; everything is float32 inside. The functions round_bf1
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import ml_dtypes
@@ -273,28 +273,30 @@ def run_map(block: Any, rows: Array, size: int, sink: Sink) -> Array:
 
     size: values of a row of the channel.
     """
-    values: dict[Any, Array] = {}
-    for op in block:
+    *statements, end = block
+    found = _after(statements, {}, rows, size, sink)[end.operation.operands[0]]
+    return np.pad(found, ((0, 0), (0, 0), (0, size - found.shape[2])))
+
+
+def run_piece(piece: Any, x: Array, head: int, sink: Sink) -> Array:
+    """What attention takes of a head's query or key, x [T, size] before the piece's statements."""
+    values = {piece.operation.results[0]: x[:, None]}
+    *_, last = _after(statements_on(piece), values, np.array([head]), x.shape[1], sink).values()
+    return last[:, 0]
+
+
+def _after(
+    statements: Iterable[Any], values: dict[Any, Array], rows: Array, size: int, sink: Sink
+) -> dict[Any, Array]:
+    """The values with those that statements make of them, each [T, rows, …], in order."""
+    for op in statements:
         operands = list(op.operation.operands)
-        if name_of(op) == "tile.yield":
-            found = values[operands[0]]
-            return np.pad(found, ((0, 0), (0, 0), (0, size - found.shape[2])))
         known = [values[o] for o in operands if o in values]
         others = [o for o in operands if o not in values]
         made = _ROW_RULES[name_of(op)](op, known, others, rows, size, sink)
         if made is not None:
             values[op.operation.results[0]] = made
-    raise AssertionError("a map's body ends in tile.yield")
-
-
-def run_piece(piece: Any, x: Array, head: int, sink: Sink) -> Array:
-    """What attention takes of a head's query or key, x [T, size] before the piece's statements."""
-    rows, made = np.array([head]), x[:, None]
-    for op in statements_on(piece):
-        operands = list(op.operation.operands)[1:]
-        found = _ROW_RULES[name_of(op)](op, [made], operands, rows, x.shape[1], sink)
-        made = made if found is None else found
-    return made[:, 0]
+    return values
 
 
 def channels_of(op: Any, rows: Array) -> list[tuple[Any, Array]]:

@@ -7,6 +7,7 @@ import networkx as nx
 
 from tileir.errors import TileirError
 from tileir.runtime.report import Group, groups_of, roots_of, waits_for
+from tileir.tools.pictures import pyplot_for
 
 MOST_GROUPS = 40
 COLOURS = {"root": "#d62728", "consumer": "#9ecae1", "loader": "#c7e9c0"}
@@ -29,18 +30,9 @@ def picture(dump: dict[str, Any], path: Path) -> None:
 
     Raises TileirError without matplotlib, for another suffix, and for a dump without waits.
     """
-    if path.suffix not in (".png", ".svg"):
-        raise TileirError(f"{path}: no picture is made of that kind", hint="name .png or .svg")
-    graph = wait_graph(dump)
+    pyplot, graph = pyplot_for(path), wait_graph(dump)
     if not graph:
         raise TileirError("no warp has reported a wait", hint="there is nothing to draw")
-    try:
-        import matplotlib
-    except ImportError:
-        raise TileirError("matplotlib is missing", hint="pip install 'tileir[trace]'") from None
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     graph = graph.subgraph(list(graph)[:MOST_GROUPS])
     places = {g: (0.0 if g.role == "consumer" else 1.0, -i) for i, g in enumerate(graph)}
     figure, axes = pyplot.subplots(figsize=(14, 1 + 0.8 * len(graph)), layout="constrained")

@@ -15,6 +15,7 @@ import numpy as np
 
 from tileir.errors import TileirError
 from tileir.package import Package
+from tileir.tools.pictures import pyplot_for
 
 # What warp 0 does between two marks of a row.
 PARTS = ("exchange", "weights", "work", "epilogue")
@@ -132,14 +133,7 @@ class Trace:
 
         Raises TileirError without matplotlib, or for another suffix.
         """
-        if path.suffix not in (".png", ".svg"):
-            raise TileirError(f"{path}: no picture is made of that kind", hint="name .png or .svg")
-        try:
-            import matplotlib
-        except ImportError:
-            raise TileirError("matplotlib is missing", hint="pip install 'tileir[trace]'") from None
-        matplotlib.use("agg")
-        from matplotlib import pyplot
+        pyplot = pyplot_for(path)
         from matplotlib.patches import Patch
 
         figure, axes = pyplot.subplots(figsize=(14, 6), layout="constrained")
