@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from math import prod
 from typing import Any, ClassVar
 
-from tileir.dialect.attributes import get, name_of, put, shape_of, static_shape
+from tileir.dialect.attributes import get, located, name_of, put, shape_of, static_shape
 from tileir.dialect.tile import HALF_ROWS, TILE_ROWS
 from tileir.errors import TileirError
 from tileir.passes.base import Pass
@@ -58,7 +58,7 @@ class SpecializeGpuPass(Pass):
     print_candidates: bool = False
 
     def run(self, module: Any) -> None:
-        """Put the attributes. Raises TileirError for a placement that is no candidate."""
+        """Put the attributes. Raises TileirError for a placement that is no candidate, or a vocabulary too small."""
         if self.devices < 1:
             raise TileirError(f"{self.devices} devices", hint="one GPU or more: devices=2")
         target = find_target(self.target)
@@ -116,9 +116,22 @@ def _work(members: list[Any], context: int, devices: int) -> Work:
         slots = row_size(linears[0].operands[1])
         return Work("experts", experts, size / experts * slots)
     if linears and "graph.sample" in _next(members):
-        return Work("vocabulary", -(-static_shape(weight_of(linears[0]))[0] // TILE_ROWS), size)
+        return Work("vocabulary", _tokens(linears[0], devices), size)
     role, units = _role(members, linears, devices)
     return Work(role, units, size)
+
+
+def _tokens(head: Any, devices: int) -> int:
+    """Tiles of the vocabulary: a GPU without one would offer no token, and all wait for every GPU's."""
+    vocabulary, *_ = static_shape(weight_of(head))
+    tiles = -(-vocabulary // TILE_ROWS)
+    if tiles < devices:
+        raise TileirError(
+            f"a vocabulary of {vocabulary} tokens on {devices} GPUs",
+            location=located(head),
+            hint=f"a GPU takes {TILE_ROWS} tokens or more: devices={tiles} at most",
+        )
+    return tiles
 
 
 def _weight_values(linear: Any) -> int:
