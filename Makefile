@@ -8,7 +8,7 @@ READY := .venv/.ready
 # The package as it is when installed, for tools that read sources: frontends/ and runtime/ inside tileir/.
 TREE := .cache/tree
 
-.PHONY: demo test lint docs setup clean
+.PHONY: demo test verify lint docs setup clean
 
 demo: $(READY)
 	$(BIN)/python -m tileir.tools.demo
@@ -16,6 +16,10 @@ demo: $(READY)
 test: lint
 	$(BIN)/lit -sv test
 	$(BIN)/pytest
+
+# Seeded defects, adversarial schedules, random decoders: half an hour on two cores.
+verify: $(READY)
+	$(BIN)/python -W ignore -m test.verify
 
 lint: $(READY)
 	$(BIN)/ruff check --quiet .

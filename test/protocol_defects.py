@@ -1,0 +1,281 @@
+"""Defects of the protocol itself, in the reference device: what a kernel may do wrong with a correct module.
+
+Each is (base, what it does, the patch).
+"""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tileir.reference import consumers
+from tileir.reference.consumers import Consumers
+from tileir.reference.engine import Sm
+from tileir.reference.loaders import Loaders
+from tileir.reference.memory import State
+from tileir.reference.protocol import (
+    Channel,
+    CopyEngine,
+    Link,
+    LocalChannel,
+    Mbarrier,
+    Ring,
+)
+from tileir.reference.scheduler import PAUSE
+
+Patch = pytest.MonkeyPatch
+
+
+def wrong_phase(patch: Patch) -> None:
+    """The consumers wait for the parity of the other lap."""
+
+    def take(self: Ring, use: int) -> Any:
+        yield self.full[use % self.slots].wait((use // self.slots + 1) & 1)
+
+    patch.setattr(Ring, "take", take)
+
+
+def early_release(patch: Patch) -> None:
+    """A slot is freed when it is full, and read later."""
+    taken = Ring.take
+
+    def take(self: Any, name: str, slots: int) -> Any:
+        ring, found = self.sm.rings[name], []
+        first = self.uses[name]
+        for use in range(first, first + slots):
+            yield from taken(ring, use)
+            ring.empty[use % ring.slots].arrive(self.scheduler, ring.warps)
+            yield from _pause()
+            found.append(ring.read(use))
+            ring.data[use % ring.slots] = None
+        self.uses[name] = first + slots
+        return found
+
+    patch.setattr(Consumers, "take", take)
+
+
+def _pause() -> Any:
+    yield PAUSE
+
+
+def no_release(patch: Patch) -> None:
+    def release(self: Ring, _scheduler: Any, use: int) -> None:
+        self.data[use % self.slots] = None
+
+    patch.setattr(Ring, "release", release)
+
+
+def wrong_count(patch: Patch, more: int) -> None:
+    def release(self: Ring, scheduler: Any, use: int) -> None:
+        self.data[use % self.slots] = None
+        self.empty[use % self.slots].arrive(scheduler, self.warps + more)
+
+    patch.setattr(Ring, "release", release)
+
+
+def unawaited_slot(patch: Patch) -> None:
+    """The loader fills a slot without waiting until it is free."""
+
+    def fill(self: Ring, use: int, copy: Any, copies: CopyEngine) -> Any:
+        yield from _pause()
+        copies.start(self, use % self.slots, copy)
+
+    patch.setattr(Ring, "fill", fill)
+
+
+def full_before_bytes(patch: Patch) -> None:
+    """A slot's barrier completes when its copy starts."""
+    start = CopyEngine.start
+
+    def early(self: CopyEngine, ring: Ring, slot: int, copy: Any) -> None:
+        start(self, ring, slot, copy)
+        ring.full[slot].arrive(self.scheduler)
+
+    patch.setattr(CopyEngine, "start", early)
+
+
+def epoch_off_by_one(patch: Patch) -> None:
+    publish = Sm.publish
+
+    def ahead(self: Sm, channel: Any, epoch: int, *packet: Any) -> None:
+        publish(self, channel, epoch + (channel.name == "qkv_0"), *packet)
+
+    patch.setattr(Sm, "publish", ahead)
+
+
+def previous_epoch(patch: Patch) -> None:
+    """Packets of the step before are taken for this one's."""
+    wait = Channel.wait
+
+    def stale(self: Channel, epoch: int, tokens: Any, index: Any) -> Any:
+        at = epoch % self.depth, tokens[:, None], index.reshape(-1)
+        return wait(self, epoch, tokens, index)._replace(
+            ready=lambda: bool((self.epochs[at] >= epoch - 1).all())
+        )
+
+    def read(self: Channel, epoch: int, tokens: Any, index: Any) -> Any:
+        at = epoch % self.depth, tokens[:, None], index.reshape(-1)
+        return self.payload[at].reshape(len(tokens), *index.shape)
+
+    patch.setattr(Channel, "wait", stale)
+    patch.setattr(Channel, "read", read)
+
+
+def premature_publish(patch: Patch) -> None:
+    """Epochs are visible at once, payloads later."""
+    publish = Sm.publish
+
+    def early(self: Sm, channel: Any, epoch: int, tokens: Any, index: Any, values: Any) -> None:
+        if channel.name == "qkv_0":
+            at = epoch % channel.depth, tokens[:, None], index.reshape(-1)
+            channel.epochs[at] = epoch
+            self.scheduler.notify(channel)
+            self.launch.link.pending.append((_Payload(channel), (at, np.array(values))))
+            self.scheduler.notify(self.launch.link)
+        else:
+            publish(self, channel, epoch, tokens, index, values)
+
+    patch.setattr(Sm, "publish", early)
+
+
+class _Payload:
+    """What a channel's packets hold, apart from their epochs."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+
+    def publish(self, _scheduler: Any, at: Any, values: Any) -> None:
+        self.channel.payload[at] = values.reshape(len(at[1]), -1)
+
+
+def first_packet_only(patch: Patch) -> None:
+    """A reader polls the first value that it needs, not all."""
+    wait = Channel.wait
+
+    def short(self: Channel, epoch: int, tokens: Any, index: Any) -> Any:
+        return wait(self, epoch, tokens[:1], index.reshape(-1)[:1])
+
+    patch.setattr(Channel, "wait", short)
+
+
+def lost_packet(patch: Patch) -> None:
+    send = Link.send
+
+    def lossy(self: Link, channel: Any, epoch: int, *packet: Any) -> None:
+        if epoch != 2:
+            send(self, channel, epoch, *packet)
+
+    patch.setattr(Link, "send", lossy)
+
+
+def packet_twice(patch: Patch) -> None:
+    send = Link.send
+
+    def twice(self: Link, *packet: Any) -> None:
+        send(self, *packet)
+        send(self, *packet)
+
+    patch.setattr(Link, "send", twice)
+
+
+def unawaited_routing(patch: Patch) -> None:
+    """Consumers overwrite the routing that their loader has not taken."""
+    write = LocalChannel.write
+
+    def hasty(self: LocalChannel, scheduler: Any, use: int, values: Any) -> Any:
+        self.loaded, loaded = False, self.loaded
+        yield from write(self, scheduler, use, values)
+        self.loaded = self.wanted = loaded
+
+    patch.setattr(LocalChannel, "write", hasty)
+
+
+def unawaited_record(patch: Patch) -> None:
+    """A loader takes whatever record its SM has."""
+
+    def record(self: Any, use: int) -> Any:
+        yield from _pause()
+        found = self.sm.record
+        self.sm.record_empty.arrive(self.scheduler)
+        self.epoch = self.sm.launch.first_epoch + found.number
+        return found
+
+    patch.setattr(Loaders, "_record", record)
+
+
+def no_fence(patch: Patch) -> None:
+    """An SM's record does not release the rows that it wrote."""
+    best = consumers._Sink.publish_best
+
+    def unfenced(self: Any) -> None:
+        sm = self._at.sm
+        released = sm.launch.released[sm.device.place]
+        before = released[sm.sm]
+        best(self)
+        if sm.sm == 1:
+            released[sm.sm] = before
+
+    patch.setattr(consumers._Sink, "publish_best", unfenced)
+
+
+def row_not_written(patch: Patch) -> None:
+    write = State.write
+
+    def forgetful(self: State, record: Any, t: int, *rest: Any) -> None:
+        if record.positions[t] != 2:
+            write(self, record, t, *rest)
+
+    patch.setattr(State, "write", forgetful)
+
+
+def order_not_fixed(patch: Patch) -> None:
+    """Blocks are added in the order in which they happen to arrive."""
+    sums, order = consumers._sums, random.Random(0)
+
+    def unordered(slots: list[Any], held: list[Any], group: Any, tokens: int) -> Any:
+        count = len(held[0]) if held else 1
+        if len(slots) != 1 or len(held) != 1 or count < 3:
+            return sums(slots, held, group, tokens)
+        ((blocks,),) = slots
+        some = order.sample(range(count), count)
+        tiles = blocks.reshape(-1, count, *blocks.shape[1:])[:, some]
+        return sums([(tiles.reshape(blocks.shape),)], [held[0][some]], group, tokens)
+
+    patch.setattr(consumers, "_sums", unordered)
+
+
+def phase_never_ends(patch: Patch) -> None:
+    """A barrier loses its first arrival."""
+    arrive = Mbarrier.arrive
+
+    def lossy(self: Any, scheduler: Any, arrivals: int = 1) -> None:
+        if "empty" not in self.name or self.phase or hasattr(self, "lost"):
+            arrive(self, scheduler, arrivals)
+        self.lost = True
+
+    patch.setattr(Mbarrier, "arrive", lossy)
+
+
+PROTOCOL: dict[str, tuple[str, str, Callable[[Patch], None]]] = {
+    "wrong phase": ("dense", "consumers wait for a slot's other parity", wrong_phase),
+    "early slot release": ("dense", "a slot is freed before it is read", early_release),
+    "dropped arrival": ("dense", "a slot is read and never freed", no_release),
+    "count one too high": ("dense", "a warp frees a slot twice", lambda p: wrong_count(p, 1)),
+    "count one too low": ("dense", "a warp does not free its slot", lambda p: wrong_count(p, -1)),
+    "a slot that is not awaited": ("dense", "a loader fills a slot in use", unawaited_slot),
+    "full before the bytes": ("dense", "a copy arrives when it starts", full_before_bytes),
+    "epoch off by one": ("dense", "packets of qkv_0 bear the next epoch", epoch_off_by_one),
+    "packets of the step before": ("dense", "epoch - 1 is taken for epoch", previous_epoch),
+    "premature publish": ("dense", "epochs are visible before payloads", premature_publish),
+    "one packet polled for all": ("dense", "readers poll the first value only", first_packet_only),
+    "a packet lost between GPUs": ("parts", "step 2's packets do not arrive", lost_packet),
+    "a packet sent twice": ("parts", "every packet crosses twice", packet_twice),
+    "a routing overwritten": ("idle", "consumers do not wait for their loader", unawaited_routing),
+    "a record that is not awaited": ("dense", "a loader takes a step's record early", unawaited_record),
+    "a record without fence": ("dense", "SM 1's record releases nothing", no_fence),
+    "a row that is not written": ("dense", "position 2 of every state is left out", row_not_written),
+    "order of a reduction not fixed": ("dense", "blocks are added as they arrive", order_not_fixed),
+    "a lost arrival": ("dense", "a slot's first release is lost", phase_never_ends),
+}  # fmt: skip
