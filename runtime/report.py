@@ -11,16 +11,20 @@ from typing import Any
 import numpy as np
 
 from tileir.errors import TileirError
+from tileir.runtime.seen import channels_seen, sentences
 
-SCHEMA = 1
+SCHEMA = 2
 SHOWN_ROOTS, SHOWN_GROUPS = 3, 12
 LOADERS = ("tape loader", "state loader")
-_FACTS = ("schema", "device", "target", "rows", "waits")
+_FACTS = ("schema", "device", "target", "rows", "waits", "channels", "ends")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Warps of one role that waited in one row and epoch for one kind of thing. number: what the first one reported."""
+    """Warps of one role that waited in one row and epoch for one kind of thing.
+
+    number, parity: what the first one reported; parity is None of packets.
+    """
 
     role: str
     row: int
@@ -30,32 +34,56 @@ class Group:
     sms: frozenset[int]
     warps: int
     number: int
+    parity: int | None
 
     def __str__(self) -> str:
         return f"{self.role} in row {self.row} ({self.body}) waited for {self.wait} in epoch {self.epoch}"
 
 
-def dump_of(words: np.ndarray, manifest: dict[str, Any], device: str) -> dict[str, Any]:
-    """The report of every warp, ready for JSON. words: [sms · (warps + 2), 8] uint32, see codegen/kernel.py.
+def dump_of(memory: np.ndarray, manifest: dict[str, Any], device: str) -> dict[str, Any]:
+    """What the kernel left, ready for JSON. memory: the control memory with its snapshot, uint8 (codegen/kernel.py).
 
     "rows" are the table's: body, and the channels that a row awaits and writes. "waits" have "sm", "warp", "role",
-    "row", "epoch", "wait" and "number": a packet's or a slot's.
+    "row", "epoch", "wait", "number": a packet's or a slot's, and "parity": of the mbarrier's phase that was awaited,
+    None of a packet. "channels": see seen.py. "ends": the SMs whose limit ran out, and how many ns after the first of
+    these each SM ended, None if it had ended before.
     """
-    warps, waits, rows = manifest["warps"], manifest["report"]["waits"], manifest["row_bodies"]
-    found = []
-    for index, (code, row, epoch, number, *_) in enumerate(words.tolist()):
-        if code:
-            sm, warp = divmod(index, warps + 2)
-            role = "consumer" if warp < warps else LOADERS[warp - warps]
-            facts = {"row": row % len(rows), "epoch": epoch, "wait": waits[code - 1]}
-            found.append({"sm": sm, "warp": warp, "role": role, **facts, "number": number})
+    control, rows = manifest["control"], manifest["row_bodies"]
+    waits = _waits(memory[control["reports"] : control["ends"]].view(np.uint32), manifest)
     channels = zip(rows, manifest["row_awaits"], manifest["row_writes"], strict=True)
+    times = memory[control["ends"] :][: manifest["sms"] * 16].view(np.int64).reshape(-1, 2)
     return {
         "schema": SCHEMA,
         "device": device,
         "target": manifest["target"],
         "rows": [{"body": body, "awaits": a, "writes": w} for body, a, w in channels],
-        "waits": found,
+        "waits": waits,
+        "channels": channels_seen(waits, memory[control["snapshot"] :], manifest),
+        "ends": _ends(times),
+    }
+
+
+def _waits(words: np.ndarray, manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    warps, rows, found = manifest["warps"], manifest["row_bodies"], []
+    for index, (what, row, epoch, number) in enumerate(
+        words[: words.size // 4 * 4].reshape(-1, 4).tolist()
+    ):
+        code, parity = what & 0xFF, what >> 8
+        sm, warp = divmod(index, warps + 2)
+        if code and sm < manifest["sms"]:
+            role = "consumer" if warp < warps else LOADERS[warp - warps]
+            facts = {"row": row % len(rows), "epoch": epoch, "wait": manifest["waits"][code - 1]}
+            own = {"number": number, "parity": parity - 1 if parity else None}
+            found.append({"sm": sm, "warp": warp, "role": role} | facts | own)
+    return found
+
+
+def _ends(times: np.ndarray) -> dict[str, Any]:
+    expired, ended = times.T
+    first = int(min(expired[expired > 0], default=0))
+    return {
+        "expired": np.flatnonzero(expired).tolist(),
+        "after_ns": [int(t) - first if t and first else None for t in ended],
     }
 
 
@@ -100,6 +128,7 @@ def groups_of(dump: dict[str, Any]) -> list[Group]:
             frozenset(int(w["sm"]) for w in members),
             len(members),
             members[0]["number"],
+            members[0]["parity"],
         )
         for (role, row, epoch, wait), members in found.items()
     ]
@@ -160,9 +189,16 @@ def describe(dump: dict[str, Any]) -> str:
     rest = sum(g.warps for g in groups) - sum(g.warps for g in roots)
     if rest:
         lines.append(f"{rest} other warps waited for these.")
-    table = [f"  {g.warps:5d} × {g}; {_sms(g.sms)}, number {g.number}" for g in groups]
+    table = [f"  {g.warps:5d} × {g}; {_sms(g.sms)}, {_number(g)}" for g in groups]
     more = [f"  … and {len(table) - SHOWN_GROUPS} more kinds"] if len(table) > SHOWN_GROUPS else []
     return "\n".join([" ".join(lines), *table[:SHOWN_GROUPS], *more])
+
+
+def _number(group: Group) -> str:
+    """What one of them reported. A phase that is awaited has not completed: the one seen is the other by definition."""
+    if group.parity is None:
+        return f"number {group.number}"
+    return f"number {group.number}: phase {group.parity} awaited, phase {group.parity ^ 1} seen"
 
 
 def _why(dump: dict[str, Any], group: Group, groups: list[Group]) -> str:
@@ -171,19 +207,26 @@ def _why(dump: dict[str, Any], group: Group, groups: list[Group]) -> str:
         return f"{who}: in a circle with others."
     match group.wait:
         case "a packet":
-            awaited = " and ".join(dump["rows"][group.row]["awaits"])
-            by = [f"row {w} ({dump['rows'][w]['body']})" for w in writers_of(dump, group)]
-            if not by:
-                return f"{who}, of channel {awaited}, which no row writes."
-            return (
-                f"{who}, of channel {awaited}, which {' and '.join(by)} writes; nobody waits before that row: packets "
-                "were not written, or elsewhere, or with another epoch."
-            )
+            return " ".join([_lost(dump, group, who), *sentences(dump, group.row, group.epoch)])
         case "a full ring slot":
             return f"{who}: the loaders of these SMs have reported no wait, they had ended."
         case "an earlier copy to land":
             return f"{who}: the copy engine did not finish a copy that was issued."
     return f"{who}: nobody on these SMs has reported a wait that would explain it."
+
+
+def _lost(dump: dict[str, Any], group: Group, who: str) -> str:
+    """Of packets that nobody is about to write."""
+    awaited, writers = " and ".join(dump["rows"][group.row]["awaits"]), writers_of(dump, group)
+    if not writers:
+        return f"{who}, of channel {awaited}, which no row writes."
+    by = " and ".join(f"row {w} ({dump['rows'][w]['body']})" for w in writers)
+    if min(writers) >= group.row:
+        return f"{who}, of channel {awaited}, which {by} writes, later in the step: the row waits for itself."
+    return (
+        f"{who}, of channel {awaited}, which {by} writes; nobody waits before that row: packets were not written, or "
+        "elsewhere, or with another epoch."
+    )
 
 
 def _sms(sms: frozenset[int]) -> str:

@@ -77,9 +77,7 @@ class CudaSession:
         self._table = d.allocate(table.nbytes, "the phase table")
         self._prompt = d.allocate(4 * m["context"], "the prompt")
         self._stops = d.allocate(4 * MAX_STOP_IDS, "stop ids")
-        self._warps = m["sms"] * (m["warps"] + 2)
-        report = m["report"]
-        self._control_bytes = report["offset"] + self._warps * report["bytes"]
+        self._control_bytes = m["control"]["snapshot"] + sizes["exchange"]
         self._control = d.allocate(self._control_bytes, "control")
         self._first_token = m["mailbox"]["tokens"] // 4
         self._mailbox, self._mailbox_device = d.mapped(self._first_token + m["context"] + 1)
@@ -88,6 +86,7 @@ class CudaSession:
         self._stamps, self._stride = 0, 1
         d.upload(table, self._table)
         self._epoch = 0
+        self._limit = LIMIT_CLOCKS
         self._running = False
 
     def _check_device(self, d: Device) -> None:
@@ -199,10 +198,9 @@ class CudaSession:
         d, m = self._device, self.manifest
         check_launch(self.launch, m["launch_limits"])
         if self._epoch + steps >= 2**32 - 1:
-            d.fill(self._exchange, m["memory"]["exchange"])
-            self._epoch = 0
+            self._forget_epochs()
         self._mailbox[:] = 0
-        d.fill(self._control, self._control_bytes)
+        d.fill(self._control, m["control"]["snapshot"])
         d.upload(np.asarray(ids, np.int32), self._prompt)
         d.upload(np.asarray([*stop_ids, 0], np.int32), self._stops)
         pointers = (
@@ -217,7 +215,7 @@ class CudaSession:
         )
         arguments: list[tuple[int, Any]] = [(p, ctypes.c_void_p) for p in pointers]
         arguments += [(w, ctypes.c_uint32) for w in words]
-        arguments.append((LIMIT_CLOCKS, ctypes.c_uint64))
+        arguments.append((self._limit, ctypes.c_uint64))
         self._begin = d.event()
         d.launch(
             self._decode, (m["sms"],), m["threads"], m["smem_bytes"], arguments, cooperative=True
@@ -225,6 +223,10 @@ class CudaSession:
         self._end = d.event()
         self._epoch += steps
         self._running = True
+
+    def _forget_epochs(self) -> None:
+        self._device.fill(self._exchange, self.manifest["memory"]["exchange"])
+        self._epoch = 0
 
     def _stream(self, limit: int) -> Iterator[int]:
         given = 0
@@ -245,16 +247,16 @@ class CudaSession:
         """Wait for the launch's end. Raises DeviceHang if a wait ran out and nobody asked to stop."""
         d = self._device
         if stop:
-            d.poke(self._control, 1)
+            d.poke(self._control, self.manifest["control"]["stop"])
         d.synchronize()
         self._running = False
         self.last_milliseconds = d.milliseconds(self._begin, self._end)
         aborted = int(d.download(self._control, (1,), np.uint32)[0])
         if aborted and not stop:
-            report = self.manifest["report"]
-            shape = (self._warps, report["bytes"] // 4)
-            words = d.download(self._control + report["offset"], shape, np.uint32)
-            dump = dump_of(words, self.manifest, self.device)
+            memory = d.download(self._control, (self._control_bytes,), np.uint8)
+            # Warps that ran on after the report have published, maybe for epochs to come.
+            self._forget_epochs()
+            dump = dump_of(memory, self.manifest, self.device)
             path = save_dump(dump)
             hint = f"`tileir postmortem {path}` draws who waited for whom" if path else ""
             raise DeviceHang(describe(dump), hint=hint)

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from tileir.codegen.kernel import MAILBOX_TOKENS, MARKS, REPORT_BYTES, REPORT_OFFSET, WAIT_CODES
+from tileir.codegen.kernel import MAILBOX_TOKENS, MARKS, STOPPED, WAIT_CODES, Control
 from tileir.codegen.plan import Plan, read_plan
 from tileir.codegen.ptx import DECODE, PACK, assemble, kernel_module, to_ptx
 from tileir.codegen.recipe import packing_recipe
@@ -19,7 +19,8 @@ from tileir.packing import store_bytes, tape_layout
 from tileir.passes.base import value_text
 from tileir.passes.pipeline import parse_pipeline, run_pipeline
 from tileir.passes.verify_schedule import problem_of
-from tileir.target import find_target
+from tileir.scheduling.exchange_table import exchange_table
+from tileir.target import Target, find_target
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -127,6 +128,11 @@ def compile_module(module: Any, *, progress: Progress | None = None, **options: 
             "positions; export_decode makes such a program of a transformers model",
         )
     run_pipeline(module, asked.pipeline, on_pass=progress)
+    return package_of(module, target, progress)
+
+
+def package_of(module: Any, target: Target, progress: Progress | None = None) -> Package:
+    """The package of a module of the engine level, which is not verified again. Raises as `compile` does."""
     clock = _Clock(progress)
     plans = [read_plan(device, target) for device in walk(module, "engine.device")]
     recipes = [packing_recipe(plan) for plan in plans]
@@ -199,7 +205,8 @@ def _insert(pipeline: str, behind: Mapping[str, str]) -> str:
 def _manifest(plans: list[Plan], recipes: list[dict[str, Any]]) -> dict[str, Any]:
     """The manifest; what is told of a GPU is told of the first one."""
     plan, recipe, tape = plans[0], recipes[0], plans[0].rings["tape"]
-    rows = problem_of(plan.device, plan.target).rows
+    problem, control = problem_of(plan.device, plan.target), Control(plan)
+    rows = problem.rows
     return {
         "target": plan.target.name,
         "chip": plan.target.chip,
@@ -215,11 +222,14 @@ def _manifest(plans: list[Plan], recipes: list[dict[str, Any]]) -> dict[str, Any
         "devices": len(plans),
         "kernels": {"decode": DECODE, "pack": PACK},
         "mailbox": {"tokens": MAILBOX_TOKENS},
-        "report": {
-            "offset": REPORT_OFFSET,
-            "bytes": REPORT_BYTES,
-            "waits": list(WAIT_CODES.values()),
+        "control": {
+            "reports": control.reports,
+            "report_bytes": control.report_bytes,
+            "ends": control.ends,
+            "snapshot": control.snapshot,
+            "stop": STOPPED,
         },
+        "waits": list(WAIT_CODES.values()),
         "launch": {"tape_window": tape.window, "alone_bytes": plan.target.alone_bytes},
         "launch_limits": {"tape_window": [1, tape.slots], "alone_bytes": [0, 1 << 20]},
         "marks": list(MARKS),
@@ -227,6 +237,7 @@ def _manifest(plans: list[Plan], recipes: list[dict[str, Any]]) -> dict[str, Any
         "row_bodies": [get(row, "body") for row in plan.rows],
         "row_awaits": [sorted(set(row.awaited)) for row in rows],
         "row_writes": [sorted(row.fills_channels) for row in rows],
+        **exchange_table(problem),
         "row_words": plan.row_words,
         "table": plan.table(),
         "memory": {

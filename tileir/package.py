@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from tileir.errors import DeviceError, PackageError
 
-SCHEMA = 5
+SCHEMA = 6
 MANIFEST = "manifest.json"
 ENGINE, PACKING, PTX = "engine.mlir", "packing.json", "device_0.ptx"
 _KNOWN = (ENGINE, PACKING, PTX)

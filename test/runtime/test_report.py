@@ -18,22 +18,51 @@ WAITS = ["a packet", "a free ring slot", "an earlier copy to land", "a full ring
 WAITS.append("the step record")
 PACKET, EMPTY, WINDOW, FULL, RECORD = range(1, 6)
 CONSUMERS, TAPE, STATE = (0, 1), 2, 3
+PACKETS, SNAPSHOT = 8, 512
+NAMES = ["embedding_0", "qkv_0", "attention_0", "residual_0"]
+
+
+def tasks(name: str) -> dict[str, Any]:
+    """A row of four tasks of two packets each, one an SM, the first on SM 1."""
+    writes = [[name, 0, 0, 4, 4, 4, 0, [0], 4, 1]]
+    return {"first": 0, "tasks": 4, "rotation": 3, "writes": writes, "records": ""}
+
+
 MANIFEST: dict[str, Any] = {
     "warps": WARPS,
+    "sms": SMS,
     "target": "h100",
-    "report": {"waits": WAITS},
+    "control": {"reports": 0, "ends": 256, "snapshot": SNAPSHOT},
+    "waits": WAITS,
     "row_bodies": ["lookup_0", "contract_0", "attend_0", "contract_1"],
-    "row_awaits": [[], ["embedding_0"], ["qkv_0"], ["attention_0"]],
-    "row_writes": [["embedding_0"], ["qkv_0"], ["attention_0"], ["residual_0"]],
+    "row_awaits": [[], NAMES[:1], NAMES[1:2], NAMES[2:3]],
+    "row_writes": [[name] for name in NAMES],
+    "row_tasks": [tasks(name) for name in NAMES],
+    "exchange": {
+        name: {"offset": 2 * 64 * i, "packets": PACKETS, "depth": 2, "values": 2}
+        for i, name in enumerate(NAMES)
+    },
 }
 
 
-def report(*waits: tuple[int, int, int, int, int]) -> dict[str, Any]:
-    """A dump of (sm, warp, code, row, epoch)."""
-    words = np.zeros((SMS * (WARPS + 2), 8), np.uint32)
+def report(
+    *waits: tuple[int, int, int, int, int],
+    seen: dict[tuple[str, int, int], int] | None = None,
+    manifest: dict[str, Any] = MANIFEST,
+) -> dict[str, Any]:
+    """A dump of (sm, warp, code, row, epoch). seen: epochs that packets bear, by (channel, epoch's copy, packet)."""
+    memory = np.zeros(SNAPSHOT + 2 * 64 * len(NAMES), np.uint8)
+    words, packets = memory[:256].view(np.uint32).reshape(-1, 4), memory[SNAPSHOT:].view(np.uint32)
     for sm, warp, code, row, epoch in waits:
-        words[sm * (WARPS + 2) + warp, :4] = code, row, epoch, 7
-    return dump_of(words, MANIFEST, "cuda:0 made up")
+        parity = 0 if code == PACKET else 2
+        words[sm * (WARPS + 2) + warp] = parity << 8 | code, row, epoch, 7
+    for (name, epoch, packet), bears in (seen or {}).items():
+        place = NAMES.index(name) * 2 + epoch % 2
+        packets[place * 16 + packet * 2 + 1] = bears
+    memory[256:320].view(np.int64).reshape(-1, 2)[:] = [
+        [0, 5200], [5000, 5300], [5100, 9000], [0, 0],
+    ]  # fmt: skip
+    return dump_of(memory, manifest, "cuda:0 made up")
 
 
 def consumers(sm: int, code: int, row: int, epoch: int) -> list[tuple[int, int, int, int, int]]:
@@ -93,9 +122,36 @@ def test_nobody_reports() -> None:
 
 def test_a_channel_that_nobody_writes() -> None:
     rows = MANIFEST | {"row_writes": [[], [], [], []]}
-    words = np.zeros((SMS * (WARPS + 2), 8), np.uint32)
-    words[0, :4] = PACKET, 2, 1, 0
-    assert "of channel qkv_0, which no row writes" in describe(dump_of(words, rows, "cuda:0"))
+    dump = report((0, 0, PACKET, 2, 1), manifest=rows)
+    assert "of channel qkv_0, which no row writes" in describe(dump)
+
+
+def test_a_row_that_waits_for_a_later_one() -> None:
+    rows = MANIFEST | {"row_awaits": [[], ["residual_0"], [], []]}
+    text = describe(report(*consumers(0, PACKET, 1, 3), manifest=rows))
+    assert "which row 3 (contract_1) writes, later in the step: the row waits for itself" in text
+
+
+def test_what_packets_bear_and_who_writes_them() -> None:
+    """Of the copy of epoch 9, packets 4 and 5 bear 8, packet 7 bears 10; the copy of epoch 8 is not looked at."""
+    bears = {4: 8, 5: 8, 7: 10}
+    seen = {("qkv_0", 9, p): bears.get(p, 9) for p in range(PACKETS)}
+    seen |= {("qkv_0", 8, p): 8 for p in range(PACKETS)}
+    text = describe(report(*consumers(0, PACKET, 2, 9), seen=seen))
+    assert (
+        "Channel qkv_0: 2 of 8 packets bear epoch 8 instead of 9: packets 4 … 5, which row 1 (contract_0) writes in "
+        "tasks 2 on SMs 3; 1 of 8 packets bear epoch 10 instead of 9: packets 7, which row 1 (contract_0) writes in "
+        "tasks 3 on SMs 0."
+    ) in text
+    seen |= {("qkv_0", 9, p): 9 for p in range(PACKETS)}
+    text = describe(report(*consumers(0, PACKET, 2, 9), seen=seen))
+    assert "Channel qkv_0: all 8 packets bear epoch 9." in text
+
+
+def test_phases_and_ends() -> None:
+    dump = report(*consumers(0, FULL, 1, 3))
+    assert "number 7: phase 1 awaited, phase 0 seen" in describe(dump)
+    assert dump["ends"] == {"expired": [1, 2], "after_ns": [200, 300, 4000, None]}
 
 
 def test_the_file_and_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +168,8 @@ def test_the_file_and_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"schema": 1}', '{"schema": 1, "device": 0, "target": 0, "rows": [], "waits": [1]}'],
+    "text", ["", "[]", "{}", '{"schema": 1}', '{"schema": 2, "device": 0, "target": 0, "rows": [], "waits": [1],'
+     ' "channels": [], "ends": {}}'],
 )  # fmt: skip
 def test_no_dump(tmp_path: Path, text: str) -> None:
     path = tmp_path / "hang.json"

@@ -220,6 +220,12 @@ def store(value: Value, pointer: Value, align: int, **how: Any) -> None:
     llvm.store(value, pointer, alignment=align, **how)
 
 
+def add_to(pointer: Value, value: int) -> Value:
+    """atom.add.relaxed.gpu of an i32: the word before."""
+    add, order = llvm.AtomicBinOp.add, llvm.AtomicOrdering.monotonic
+    return llvm.atomicrmw(add, pointer, const(value), order, syncscope="device", alignment=4)
+
+
 def load_words(pointer: Value, count: int) -> list[Value]:
     """`count` i32 words from 16-byte aligned memory that nobody writes; count is a multiple of 4."""
     words = []

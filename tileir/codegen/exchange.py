@@ -4,7 +4,7 @@ The writer stores payload and epoch at once; the reader polls until the epoch ma
 reset (hopper-facts: tagged exchange).
 """
 
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 from tileir.codegen import builder as b
@@ -51,5 +51,6 @@ def poll(k: Kernel, pointers: list[Value], detail: Value, *, together: bool = Fa
         return (b.vote_all(ready) if together else ready), words
 
     agree = b.vote_all if together else lambda go: go
-    words = k.spin(attempt, ["i64"] * len(pointers), PACKET, detail, agree=agree)
+    report = partial(k.report, PACKET, detail)
+    words = k.spin(attempt, ["i64"] * len(pointers), report, agree=agree)
     return [b.i32(w) for w in words]

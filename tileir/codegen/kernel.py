@@ -26,7 +26,7 @@ ARGUMENTS = {
     "prompt": "!llvm.ptr<1>",  # i32 tokens that are forced
     "stop_ids": "!llvm.ptr<1>",  # i32
     "logits": "!llvm.ptr<1>",  # f32 [steps, vocabulary], or null
-    "control": "!llvm.ptr<1>",  # word 0: abort; from byte 256: a report of 32 bytes for each warp
+    "control": "!llvm.ptr<1>",  # see Control
     "mailbox": "!llvm.ptr<1>",  # host memory: word 0 count, word 1 state, tokens from byte 64
     "trace": "!llvm.ptr<1>",  # i64 [sms, rows + 1, MARKS], of kernels that trace; else not touched
     "stamps": "!llvm.ptr<1>",  # i64 [steps]: the GPU's timer in ns at each step's end, or null
@@ -42,10 +42,10 @@ ARGUMENTS = {
     "alone_bytes": "i32",  # old rows of a kv head, k and v, that one split takes alone
     "limit": "i64",
 }
-REPORT_OFFSET, REPORT_BYTES = 256, 32
 MAILBOX_TOKENS = 64
 
-# What a wait that ran out of time was waiting for.
+# What a wait that ran out of time was waiting for. A report is 4 words: this code, and from bit 8 on one more than the
+# parity of an mbarrier's phase that was awaited (0: no mbarrier); the row; the epoch; the number of what was awaited.
 WAIT_CODES = {
     1: "a packet",
     2: "a free ring slot",
@@ -66,12 +66,33 @@ SQUARES = 0  # two halves of f32 per warp
 BEST = 256  # i64 per warp: the emit's reduction
 CHOICE = 512  # i64 per warp: the select's reduction
 RECORD_DATA = 768  # i32 position, i32 stop
-DEAD = 784  # i32: this block gave up
+DEAD = 784  # i32: this block gave up, and no wait holds it any longer
 FINISHED = 788  # i32: no further step will be consumed
 HEART = 792  # i32: changes with every row that consumers begin
 RECORD_FULL, RECORD_EMPTY = 800, 808
 LOADED = 824  # two i32: a loader has ended
 WAITED = 816  # i64: clocks that thread 0 has waited for full slots in this row
+LATE = 832  # i32: waits are reported, and last until the block is dead
+SLEEP_NS = 2000
+
+
+class Control:
+    """Places in the control memory, bytes. Words: `abort` (HUNG, STOPPED), `taken` and `copied` chunks of the snapshot.
+
+    `reports`: 16 bytes for each consumer and loader warp. `ends`: for each SM two i64 of the GPU's timer in ns, when
+    its limit had run out (0: it had not) and when it ended (0: not by giving up). `snapshot`: the exchange memory as it
+    was when every warp had stopped.
+    """
+
+    abort, taken, copied, reports = 0, 4, 8, 256
+    report_bytes, end_bytes = 16, 16
+
+    def __init__(self, plan: Plan) -> None:
+        self.ends = self.reports + plan.sms * (plan.warps + 2) * self.report_bytes
+        self.snapshot = -(-(self.ends + plan.sms * self.end_bytes) // UNIT) * UNIT
+
+
+HUNG, STOPPED = 1, 2
 
 
 class Kernel:
@@ -81,7 +102,7 @@ class Kernel:
     """
 
     def __init__(self, plan: Plan, arguments: Sequence[Value]) -> None:
-        self.plan = plan
+        self.plan, self.control = plan, Control(plan)
         self.arg = dict(zip(ARGUMENTS, arguments, strict=True))
         self.smem = llvm.mlir_addressof(b.type_of("!llvm.ptr<3>"), "smem")
         self.tid = nvvm.read_ptx_sreg_tid_x()
@@ -170,15 +191,15 @@ class Kernel:
         self,
         attempt: Callable[[], tuple[Value, list[Value]]],
         types: Sequence[str],
-        code: int,
-        detail: Value,
+        report: Callable[[], Value],
         every: int = 64,
         agree: Callable[[Value], Value] = lambda go: go,
     ) -> list[Value]:
         """Repeat attempt() -> (ready, values) until ready, or until the block is dead (watchdog).
 
-        Only each `every`-th failure looks. detail: what is waited for, for the report. agree: makes a warp give up
-        as one. There are many spins: what is not the attempt is kept short, for the instruction caches.
+        Only each `every`-th failure looks. report: makes what is said of the wait if it is late, by `report` below.
+        agree: makes a warp give up as one. There are many spins: what is not the attempt is kept short, for the
+        instruction caches.
         """
 
         def body(count: Value, go: Value) -> tuple[Value, list[Value]]:
@@ -188,26 +209,31 @@ class Kernel:
         def again(count: Value, _ready: Value, *_values: Value) -> list[Value]:
             due = b.eq((count + 1) & (every - 1), 0)
             alive = b.const(True, "i1")
-            (go,) = b.if_(due, lambda: [self._alive(code, detail, agree)], lambda: [alive], ["i1"])
+            (go,) = b.if_(due, lambda: [self._alive(report, agree)], lambda: [alive], ["i1"])
             return [count + 1, go]
 
         start = [b.const(0), b.const(True, "i1")]
         return b.do_while(start, ["i32", "i1", *types], body, again)[2:]
 
-    def _alive(self, code: int, detail: Value, agree: Callable[[Value], Value]) -> Value:
-        """Whether the block is; if not, the warp reports what it waits for, once."""
-        alive = agree(b.negate(dead(self)))
-        where = (self.sm * (self.plan.warps + 2) + self.warp) * REPORT_BYTES
-        mine = b.at(self.arg["control"], b.i64(where), REPORT_OFFSET)
+    def _alive(self, report: Callable[[], Value], agree: Callable[[Value], Value]) -> Value:
+        """Whether the block is not late; if it is, the warp says what it waits for until the watchdog lets it go."""
+        late = b.load("i32", b.at(self.scratch, None, LATE), 4, volatile_=True)
+        alive = agree(b.eq(late, 0))
+        where = (self.sm * (self.plan.warps + 2) + self.warp) * self.control.report_bytes
+        mine = b.at(self.arg["control"], b.i64(where), self.control.reports)
 
-        def report() -> None:
-            # A warp that has reported goes on to other waits: its first report's code stands there.
-            fresh = b.eq(b.load("i32", mine, 4, volatile_=True), 0)
-            words = b.vec(b.const(code), self.row, self.epoch, detail)
-            b.if_(fresh, lambda: b.store(words, mine, 16))
+        def say() -> list[Value]:
+            b.store(report(), mine, 16)
+            b.nanosleep(SLEEP_NS)
+            return []
 
-        b.if_(b.negate(alive), report)
+        b.if_(b.negate(alive), lambda: b.while_([], lambda: b.negate(dead(self)), say))
         return alive
+
+    def report(self, code: int, detail: Value, parity: Value | None = None) -> Value:
+        """A report's words. parity: of an mbarrier's phase."""
+        word = b.const(code) if parity is None else ((parity + 1) << 8) | code
+        return b.vec(word, self.row, self.epoch, detail)
 
     def wait(
         self, barrier: Value, parity: Value, code: int, detail: Value, every: int = 64
@@ -217,7 +243,7 @@ class Kernel:
         def attempt() -> tuple[Value, list[Value]]:
             return nvvm.mbarrier_try_wait(barrier, parity, results=[b.type_of("i1")]), []
 
-        self.spin(attempt, [], code, detail, every)
+        self.spin(attempt, [], lambda: self.report(code, detail, parity), every)
 
     def window(self, ring: Ring) -> Value:
         """Copies of a ring that may be on their way at once."""
@@ -259,7 +285,7 @@ class Kernel:
                     nvvm.mbarrier_init(empty, b.const(self.plan.warps))
             for offset in (RECORD_FULL, RECORD_EMPTY):
                 nvvm.mbarrier_init(b.at(self.scratch, None, offset), b.const(1))
-            for offset in (DEAD, FINISHED, HEART, WAITED, WAITED + 4, LOADED):
+            for offset in (DEAD, FINISHED, HEART, WAITED, WAITED + 4, LOADED, LATE):
                 b.store(b.const(0), b.at(self.scratch, None, offset), 4)
             # Of two loaders; one that there is not has ended.
             second = 0 if "state" in self.plan.rings else 1

@@ -267,4 +267,4 @@ def _wait_unless_finished(k: Kernel, barrier: Value, parity: Value, slot: Value)
         ready = nvvm.mbarrier_try_wait(barrier, parity, results=[b.type_of("i1")])
         return ready | _finished(k), []
 
-    k.spin(attempt, [], EMPTY, slot)
+    k.spin(attempt, [], lambda: k.report(EMPTY, slot, parity))

@@ -1,0 +1,169 @@
+"""Kernels that hang, on a GPU: does each end in time, say why, and leave a GPU that works?
+
+    python -m benchmarks.hangs --make FOLDER            # where there is MLIR
+    python -m benchmarks.hangs FOLDER --out FILE.json   # on the GPU; needs neither MLIR nor torch
+
+Every defect runs in a process of its own, 60 s at most, and FILE is written after each. There the defect is launched
+twice in one session, then the correct package runs in the same process. A hang has to end within END_MS of the first
+limit that ran out, on the GPU's own clock.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tileir.errors import DeviceHang
+from tileir.package import load_package
+from tileir.runtime.report import groups_of, load_dump, roots_of, waits_for
+from tileir.runtime.session import CudaSession
+
+END_MS, LIMIT_CLOCKS, TIMEOUT = 100, 200_000_000, 60  # clocks: 0.1 s at 1.98 GHz
+INJECTED = "a-row-that-polls-elsewhere"
+
+
+def run_case(folder: Path, name: str) -> dict[str, Any]:
+    """Launch a defect twice, then what is correct; the figures of each."""
+    case, weights, ids, _ = _read(folder, name)
+    session = CudaSession(load_package(folder / f"{name}.tileir"), weights)
+    session.launch |= case["launch"]
+    session._limit = LIMIT_CLOCKS
+    hangs = [hang(session, ids) for _ in range(2)]
+    session.close()
+    found: dict[str, Any] = {"case": name, "hangs": hangs}
+    found["missing"] = [[s for s in case["says"] if s not in h["text"]] for h in hangs]
+    found["correct_after"] = _correct(folder)
+    found["passed"] = (
+        all(h["hung"] and 0 < h["end_ms"] <= END_MS and h["drawable"] for h in hangs)
+        and not any(found["missing"])
+        and found["correct_after"]
+    )
+    return found
+
+
+def run_injected(folder: Path) -> dict[str, Any]:
+    """A correct session is made to hang, by a row that polls another channel, and goes on to give the right logits."""
+    _, weights, ids, wanted = _read(folder, "")
+    session = CudaSession(load_package(folder / "correct.tileir"), weights)
+    before = session.logits(ids)
+    table = np.asarray(session.manifest["table"], np.uint32)
+    row = session.manifest["row_bodies"].index("contract_1")
+    wrong = table.copy()
+    wrong[row, 2] = table[-1, 2]
+    session._device.upload(wrong, session._table)
+    usual, session._limit = session._limit, LIMIT_CLOCKS
+    found = hang(session, ids)
+    session._device.upload(table, session._table)
+    session._limit = usual
+    after = session.logits(ids)
+    session.close()
+    right = bool(np.array_equal(before, after) and _close(after, wanted))
+    passed = found["hung"] and right and f"row {row} " in found["text"]
+    passed = passed and 0 < found["end_ms"] <= END_MS
+    return {"case": INJECTED, "hangs": [found], "same_session_after": right, "passed": passed}
+
+
+def hang(session: CudaSession, ids: list[int]) -> dict[str, Any]:
+    """What a launch that should hang does; end_ms: from the first limit that ran out to the last block's end."""
+    begin = time.perf_counter()
+    try:
+        list(session.generate(ids, 24))
+    except DeviceHang as error:
+        seconds = time.perf_counter() - begin
+        dump = load_dump(Path(error.hint.split("`")[1].split()[-1]))
+        ends = [t for t in dump["ends"]["after_ns"] if t is not None]
+        groups = groups_of(dump)
+        edges = sum(len(waits_for(dump, g, groups)) for g in groups)
+        return {
+            "hung": True,
+            "seconds": seconds,
+            "limit_clocks": session._limit,
+            "expired_sms": len(dump["ends"]["expired"]),
+            "ended_sms": len(ends),
+            "end_ms": max(ends, default=0) * 1e-6,
+            "drawable": bool(roots_of(dump, groups)),
+            "groups": len(groups),
+            "edges": edges,
+            "text": str(error),
+        }
+    seconds = time.perf_counter() - begin
+    return {"hung": False, "seconds": seconds, "end_ms": 0.0, "drawable": False, "text": ""}
+
+
+def _correct(folder: Path) -> bool:
+    _, weights, ids, wanted = _read(folder, "")
+    session = CudaSession(load_package(folder / "correct.tileir"), weights)
+    found = session.logits(ids)
+    session.close()
+    return _close(found, wanted)
+
+
+def _close(found: np.ndarray, wanted: np.ndarray) -> bool:
+    return bool(np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max())
+
+
+def _read(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any], list[int], Any]:
+    """A case's facts, its weights, the prompt, and the correct package's logits."""
+    facts = json.loads((folder / "cases.json").read_text())
+    weights = dict(np.load(folder / "correct.npz"))
+    ids, wanted = weights.pop("ids").tolist(), weights.pop("logits")
+    case = facts["cases"].get(name, {})
+    if case.get("long"):
+        rng = np.random.default_rng(0)
+        shapes = facts["shapes"].items()
+        weights = {n: rng.standard_normal(s, np.float32) * np.float32(0.02) for n, s in shapes}
+    return case, weights, ids, wanted
+
+
+def run_all(folder: Path, out: Path, only: list[str]) -> bool:
+    """Every case in a process of its own; the results so far are in `out` after each."""
+    cases = json.loads((folder / "cases.json").read_text())["cases"]
+    results = []
+    for name in only or [INJECTED, *cases]:
+        command = [sys.executable, "-m", "benchmarks.hangs", str(folder), "--one", name]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+            last = done.stdout.strip().splitlines()[-1:]
+            result = json.loads(last[0]) if done.returncode == 0 and last else {"case": name}
+            result |= {} if "passed" in result else {"passed": False, "error": done.stderr[-2000:]}
+        except subprocess.TimeoutExpired:
+            result = {"case": name, "passed": False, "error": f"still running after {TIMEOUT} s"}
+        results.append(result)
+        out.write_text(json.dumps(results, indent=1))
+        ends = [round(h["end_ms"], 2) for h in result.get("hangs", [])]
+        notes = result.get("error", "") or [m for m in result.get("missing", []) if m] or ""
+        print("pass" if result["passed"] else "FAIL", name, f"ends {ends} ms", notes, flush=True)
+    return all(r["passed"] for r in results)
+
+
+def main() -> int:
+    """Exit status 1 if a case fails."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--make", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("hangs.json"))
+    parser.add_argument("--cases", nargs="*", default=[], help="only these")
+    parser.add_argument("--one", help="this case, in this process; its result to stdout")
+    args = parser.parse_args()
+    if args.make:
+        from benchmarks.make_hangs import make
+
+        make(args.make)
+        return 0
+    if args.folder is None:
+        parser.error("name the folder that --make has written")
+    if args.one:
+        one = args.one
+        found = run_injected(args.folder) if one == INJECTED else run_case(args.folder, one)
+        print(json.dumps(found))
+        return 0
+    return 0 if run_all(args.folder, args.out, args.cases) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
