@@ -228,12 +228,15 @@ class Device:
         call("cuStreamSynchronize", self.side_stream)
 
     def close(self) -> None:
-        """Give everything back."""
-        for pointer in self._memory:
-            call("cuMemFree", pointer)
-        for address in self._pinned:
-            call("cuMemFreeHost", address)
-        self._memory, self._pinned = [], []
-        call("cuStreamDestroy", self.stream)
-        call("cuStreamDestroy", self.side_stream)
-        call("cuDevicePrimaryCtxRelease", self.handle)
+        """Give everything back. Raises DeviceError, after all has been tried, if the driver refused some of it."""
+        calls = [("cuMemFree", pointer) for pointer in self._memory]
+        calls += [("cuMemFreeHost", address) for address in self._pinned]
+        calls += [("cuStreamDestroy", stream) for stream in (self.stream, self.side_stream)]
+        self._memory, self._pinned, failed = [], [], None
+        for name, argument in (*calls, ("cuDevicePrimaryCtxRelease", self.handle)):
+            try:
+                call(name, argument)
+            except DeviceError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed

@@ -2,18 +2,19 @@
 
 import ctypes
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from tileir.errors import DeviceError, DeviceHang, TileirError
+from tileir.errors import DeviceError, TileirError
 from tileir.package import Package
 from tileir.prompt import check_prompt
 from tileir.runtime.driver import Device
 from tileir.runtime.loader import pack_tape, upload_constants
-from tileir.runtime.report import describe, dump_of, save_dump
+from tileir.runtime.running import Running
 from tileir.runtime.upload import Uploader
 
 MAX_STOP_IDS = 64
@@ -41,13 +42,15 @@ class CudaSession:
         ptx, recipe = package.ptx, package.packing[0]
         d = self._device = Device(index)
         try:
+            self.device = f"cuda:{index} {d.name}"
             self._load(d, ptx, recipe, tensors)
         except BaseException:
             # Nobody gets this session, so nobody would give its memory back; what failed first is what is told.
             with suppress(DeviceError):
                 d.close()
             raise
-        self.device = f"cuda:{index} {d.name}"
+        # Also of a session that nobody closes: when it is collected, at the latest when the interpreter exits.
+        self._give_back = weakref.finalize(self, self._running.give_back)
         self.last_milliseconds = 0.0
 
     def _load(
@@ -77,8 +80,7 @@ class CudaSession:
         self._table = d.allocate(table.nbytes, "the phase table")
         self._prompt = d.allocate(4 * m["context"], "the prompt")
         self._stops = d.allocate(4 * MAX_STOP_IDS, "stop ids")
-        self._control_bytes = m["control"]["snapshot"] + sizes["exchange"]
-        self._control = d.allocate(self._control_bytes, "control")
+        self._running = Running(d, m, self.device)
         self._first_token = m["mailbox"]["tokens"] // 4
         self._mailbox, self._mailbox_device = d.mapped(self._first_token + m["context"] + 1)
         self._logits = 0
@@ -87,7 +89,6 @@ class CudaSession:
         d.upload(table, self._table)
         self._epoch = 0
         self._limit = LIMIT_CLOCKS
-        self._running = False
 
     def _check_device(self, d: Device) -> None:
         m = self.manifest
@@ -124,7 +125,10 @@ class CudaSession:
         if len(stop_ids) > MAX_STOP_IDS:
             raise TileirError(f"{len(stop_ids)} stop ids", hint=f"at most {MAX_STOP_IDS}")
         self._start(ids, len(ids) - 1 + max_new_tokens, stop_ids)
-        return self._stream(max_new_tokens)
+        stream = self._stream(max_new_tokens)
+        # Begun here: a generator that has not begun would not stop the kernel when it is closed.
+        next(stream)
+        return stream
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """Logits after each of the ids, [len(ids), vocabulary] f32, the ids being forced."""
@@ -182,30 +186,36 @@ class CudaSession:
         return self._device.download(self._trace, shape, np.int64)
 
     def close(self) -> None:
-        """Give the device's memory back."""
-        self._device.close()
+        """Stop what runs and give the device's memory back; once is enough."""
+        self._give_back()
 
     # ---- one launch
 
     def _prompt_of(self, ids: Sequence[int], new: int) -> list[int]:
+        self._check_open()
         return check_prompt(ids, new, self.manifest["vocabulary"], self.manifest["context"])
+
+    def _check_open(self) -> None:
+        if not self._give_back.alive:
+            raise DeviceError("this session is closed", hint="load the package again")
 
     def _start(
         self, ids: Sequence[int], steps: int, stop_ids: Sequence[int], position: int = 0
     ) -> None:
-        if self._running:
+        self._check_open()
+        if self._running.now:
             raise DeviceError("this session is generating", hint="finish or close that iterator")
         d, m = self._device, self.manifest
         check_launch(self.launch, m["launch_limits"])
         if self._epoch + steps >= 2**32 - 1:
             self._forget_epochs()
         self._mailbox[:] = 0
-        d.fill(self._control, m["control"]["snapshot"])
+        self._running.clear()
         d.upload(np.asarray(ids, np.int32), self._prompt)
         d.upload(np.asarray([*stop_ids, 0], np.int32), self._stops)
         pointers = (
             *(self._tape, self._offsets, self._constants, self._states, self._exchange),
-            *(self._table, self._prompt, self._stops, self._logits, self._control),
+            *(self._table, self._prompt, self._stops, self._logits, self._running.control),
             *(self._mailbox_device, self._trace, self._stamps),
         )
         words = (
@@ -216,50 +226,62 @@ class CudaSession:
         arguments: list[tuple[int, Any]] = [(p, ctypes.c_void_p) for p in pointers]
         arguments += [(w, ctypes.c_uint32) for w in words]
         arguments.append((self._limit, ctypes.c_uint64))
-        self._begin = d.event()
-        d.launch(
-            self._decode, (m["sms"],), m["threads"], m["smem_bytes"], arguments, cooperative=True
-        )
-        self._end = d.event()
         self._epoch += steps
-        self._running = True
+        self._running.now = True
+        try:
+            self._begin = d.event()
+            d.launch(
+                self._decode,
+                (m["sms"],),
+                m["threads"],
+                m["smem_bytes"],
+                arguments,
+                cooperative=True,
+            )
+            self._end = d.event()
+        except BaseException:
+            self._running.stop()
+            raise
 
     def _forget_epochs(self) -> None:
         self._device.fill(self._exchange, self.manifest["memory"]["exchange"])
         self._epoch = 0
 
     def _stream(self, limit: int) -> Iterator[int]:
-        given = 0
+        given, ended = 0, False
         try:
+            yield -1
             while given < limit:
-                done = self._device.idle()
-                ready = int(self._mailbox[0])
-                while given < ready:
+                if not self._running.now:
+                    raise DeviceError("this session was closed while it generated")
+                ended = self._device.idle()
+                if given < int(self._mailbox[0]):
                     yield int(self._mailbox[self._first_token + given])
                     given += 1
-                if done and given >= int(self._mailbox[0]):
+                elif ended:
                     break
-                time.sleep(0 if given else 1e-5)
+                else:
+                    time.sleep(0 if given else 1e-5)
         finally:
-            self._finish(stop=given < limit and not self._device.idle())
+            # Left early, or by an exception: Ctrl-C may come anywhere above. A session that was closed has stopped.
+            if self._running.now and given < limit and not ended:
+                self._running.stop()
+                self._take_time()
+            elif self._running.now:
+                self._finish()
 
-    def _finish(self, *, stop: bool = False) -> None:
-        """Wait for the launch's end. Raises DeviceHang if a wait ran out and nobody asked to stop."""
-        d = self._device
-        if stop:
-            d.poke(self._control, self.manifest["control"]["stop"])
-        d.synchronize()
-        self._running = False
-        self.last_milliseconds = d.milliseconds(self._begin, self._end)
-        aborted = int(d.download(self._control, (1,), np.uint32)[0])
-        if aborted and not stop:
-            memory = d.download(self._control, (self._control_bytes,), np.uint8)
+    def _take_time(self) -> None:
+        self.last_milliseconds = self._device.milliseconds(self._begin, self._end)
+
+    def _finish(self) -> None:
+        """Wait for the launch's end. Raises DeviceHang if a wait ran out."""
+        self._running.reach_end()
+        self._running.settle()
+        self._take_time()
+        if self._running.hung():
             # Warps that ran on after the report have published, maybe for epochs to come.
             self._forget_epochs()
-            dump = dump_of(memory, self.manifest, self.device)
-            path = save_dump(dump)
-            hint = f"`tileir postmortem {path}` draws who waited for whom" if path else ""
-            raise DeviceHang(describe(dump), hint=hint)
+            raise self._running.hang()
 
 
 def check_launch(launch: Mapping[str, int], limits: Mapping[str, Sequence[int]]) -> None:
