@@ -93,4 +93,4 @@ def _sm_of(task: np.ndarray, row: Mapping[str, Any], sms: int) -> np.ndarray:
     owner = np.full(row["tasks"], -1, np.int64)
     for sm in range(sms):
         owner[first[sm] : first[sm] + count[sm]] = sm
-    return np.where(task < 0, -1, owner[task - row["first"]])
+    return np.where(task < 0, -1, owner[np.maximum(task - row["first"], 0)])

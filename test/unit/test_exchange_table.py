@@ -1,0 +1,54 @@
+"""The manifest's table of channels against what the reference device's SMs publish."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tileir
+from test.models import arrays, tiny_llama
+from tileir.frontends.torch_export import export_decode
+from tileir.reference.engine import Sm
+from tileir.scheduling.exchange_table import epochs_of, writers
+
+MODELS: dict[str, dict[str, Any]] = {
+    "two layers, ranges of tiles": {"vocab_size": 1100, "intermediate_size": 1040},
+    "splits": {"num_hidden_layers": 1, "num_key_value_heads": 1, "max_position_embeddings": 1024},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_writers_are_those_that_publish(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, context = tiny_llama(**MODELS[name]), 1024 if name == "splits" else 64
+    package = tileir.compile(export_decode(model, context), target="virtual")
+    published: dict[str, set[tuple[int, int]]] = {}
+    publish = Sm.publish
+
+    def noted(self: Any, channel: Any, epoch: int, tokens: Any, index: Any, values: Any) -> None:
+        at = published.setdefault(channel.name, set())
+        at |= {(int(v), self.sm) for v in np.asarray(index).reshape(-1)}
+        publish(self, channel, epoch, tokens, index, values)
+
+    monkeypatch.setattr(Sm, "publish", noted)
+    # Enough positions for attention of one split alone, and of several.
+    package.load(arrays(model), "reference").logits(list(range(40)))
+    m = package.manifest
+    # Where one split is always alone, nobody publishes parts, and combines do nothing.
+    idle = (
+        {} if name == "splits" else {c for c in m["exchange"] if c.startswith(("partial", "att"))}
+    )
+    for channel, facts in m["exchange"].items():
+        said = {
+            (int(packet) * facts["values"], int(w.sm[packet]))
+            for w in writers(m, channel, m["sms"])
+            for packet in np.flatnonzero(w.sm >= 0)
+        }
+        found = {p for p in published.get(channel, set()) if p[0] % facts["values"] == 0}
+        assert found <= said if channel in idle else found == said, channel
+
+
+def test_epochs_are_those_of_the_copy() -> None:
+    table = {"exchange": {"a": {"offset": 16, "packets": 2, "depth": 2, "values": 1}}}
+    words = np.arange(12, dtype=np.uint32)
+    assert epochs_of(table, "a", 4, words.view(np.uint8)).tolist() == [5, 7]
+    assert epochs_of(table, "a", 5, words.view(np.uint8)).tolist() == [9, 11]
