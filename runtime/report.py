@@ -140,7 +140,8 @@ def waits_for(dump: dict[str, Any], group: Group, groups: list[Group]) -> list[G
     same_sms = [g for g in groups if g.sms & group.sms]
     match group.wait:
         case "a packet":
-            last = max(writers_of(dump, group), default=-1)
+            # A row behind its reader writes after it: nobody can go on there.
+            last = max((w for w in writers_of(dump, group) if w < group.row), default=-1)
             before = [g for g in groups if g.role == "consumer" and g != group]
             return [g for g in before if (g.epoch, g.row) <= (group.epoch, last)]
         case "a full ring slot":
@@ -154,9 +155,16 @@ def waits_for(dump: dict[str, Any], group: Group, groups: list[Group]) -> list[G
 
 
 def writers_of(dump: dict[str, Any], group: Group) -> list[int]:
-    """The rows that write the channels which a group's row awaits."""
-    awaited = set(dump["rows"][group.row]["awaits"])
-    return [i for i, row in enumerate(dump["rows"]) if awaited & set(row["writes"])]
+    """The rows that write the channels which a group's row lacks."""
+    lacking = set(lacking_of(dump, group))
+    return [i for i, row in enumerate(dump["rows"]) if lacking & set(row["writes"])]
+
+
+def lacking_of(dump: dict[str, Any], group: Group) -> list[str]:
+    """Of the channels that a group's row awaits, those with packets of another epoch; all, if there are none."""
+    at = (group.row, group.epoch)
+    seen = [s for s in dump["channels"] if (s["row"], s["epoch"]) == at and s["others"]]
+    return [s["channel"] for s in seen] or list(dump["rows"][group.row]["awaits"])
 
 
 def roots_of(dump: dict[str, Any], groups: list[Group]) -> list[Group]:
@@ -217,7 +225,7 @@ def _why(dump: dict[str, Any], group: Group, groups: list[Group]) -> str:
 
 def _lost(dump: dict[str, Any], group: Group, who: str) -> str:
     """Of packets that nobody is about to write."""
-    awaited, writers = " and ".join(dump["rows"][group.row]["awaits"]), writers_of(dump, group)
+    awaited, writers = " and ".join(lacking_of(dump, group)), writers_of(dump, group)
     if not writers:
         return f"{who}, of channel {awaited}, which no row writes."
     by = " and ".join(f"row {w} ({dump['rows'][w]['body']})" for w in writers)

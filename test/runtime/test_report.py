@@ -127,9 +127,15 @@ def test_a_channel_that_nobody_writes() -> None:
 
 
 def test_a_row_that_waits_for_a_later_one() -> None:
-    rows = MANIFEST | {"row_awaits": [[], ["residual_0"], [], []]}
-    text = describe(report(*consumers(0, PACKET, 1, 3), manifest=rows))
-    assert "which row 3 (contract_1) writes, later in the step: the row waits for itself" in text
+    """Beside a channel whose packets are there, and others who wait for what the row would write."""
+    rows = MANIFEST | {"row_awaits": [[], ["embedding_0", "residual_0"], ["qkv_0"], []]}
+    seen = {("embedding_0", 3, p): 3 for p in range(PACKETS)}
+    waits = (*consumers(0, PACKET, 1, 3), *consumers(1, PACKET, 2, 3))
+    text = describe(report(*waits, seen=seen, manifest=rows))
+    assert (
+        "on SM 0, of channel residual_0, which row 3 (contract_1) writes, later in the step: the row waits for itself"
+        in text
+    )
 
 
 def test_what_packets_bear_and_who_writes_them() -> None:
