@@ -227,6 +227,7 @@ def _manifest(plans: list[Plan], recipes: list[dict[str, Any]]) -> dict[str, Any
         "row_bodies": [get(row, "body") for row in plan.rows],
         "row_awaits": [sorted(set(row.awaited)) for row in rows],
         "row_writes": [sorted(row.fills_channels) for row in rows],
+        "channels": plan.channels(),
         "row_words": plan.row_words,
         "table": plan.table(),
         "memory": {

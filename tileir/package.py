@@ -21,14 +21,14 @@ from typing import Any, Protocol
 
 from tileir.errors import DeviceError, PackageError
 
-SCHEMA = 5
+SCHEMA = 6
 MANIFEST = "manifest.json"
 ENGINE, PACKING, PTX = "engine.mlir", "packing.json", "device_0.ptx"
 _KNOWN = (ENGINE, PACKING, PTX)
 # Parts of a manifest that every device reads.
 _PARTS = (
     *("target", "stream_tbps", "context", "vocabulary", "memory", "table", "bodies"),
-    *("row_bodies", "row_awaits", "row_writes", "hashes"),
+    *("row_bodies", "row_awaits", "row_writes", "channels", "hashes"),
 )
 _AGAIN = "copy the package again, or compile it again"
 _UNREADABLE = (
