@@ -46,9 +46,9 @@ class Notes:
         self._heard: dict[tuple[int, Stage], list[tuple[Array, Array]]] = {}
 
     def hear(self, stage: Stage, positions: Array, index: Array, values: Array) -> None:
-        """Keep what is of a wanted position."""
+        """Keep what is of a wanted position, and all choices."""
         for position, row in zip(positions.tolist(), values, strict=True):
-            if position in self.positions:
+            if stage.kind == CHOICES or position in self.positions:
                 self._heard.setdefault((position, stage), []).append((index, row))
 
     def parts(self) -> dict[tuple[int, Stage], Part]:

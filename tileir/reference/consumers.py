@@ -96,9 +96,9 @@ class Consumers:
             self.tell(kind, channel.name, tokens, index, rounded)
 
     def tell(self, kind: str, channel: str, tokens: Array, index: Array, values: Array) -> None:
-        """Who listens to the engine's values hears these of the row at work."""
+        """Who listens to the engine's values hears these of the row at work, until the token is chosen."""
         heard = self.sm.engine.heard
-        if heard is not None:
+        if heard is not None and self.choice is None:
             stage = Stage(self.device.place, self.row.number, self.row.body, channel, kind)
             flat = np.array(values).reshape(len(tokens), -1)
             heard(stage, self.positions[tokens], index.reshape(-1), flat)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,12 +14,15 @@ import numpy as np
 
 from tileir.errors import TileirError
 from tileir.package import ENGINE, PACKING, Package
+from tileir.prompt import check_prompt
 from tileir.runtime.weights import open_weights
 from tileir.runtime.weights_check import check_weights
 from tileir.stages import Part, Stage, fact_of
 from tileir.tools.measure import Measured, measure
+from tileir.tools.text import load_tokenizer
 
 Weights = Path | Mapping[str, Any]
+POSITIONS = 24
 SAMPLED = 4096  # values of each tensor that its fingerprint has
 _UNREADABLE = (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, AttributeError)
 
@@ -52,6 +56,28 @@ class Exact:
                 index=np.concatenate([p.index.astype(np.int32) for p in parts.values()]),
                 values=np.concatenate([p.values.astype(np.float32) for p in parts.values()]),
             )
+
+
+def ids_of(package: Package, text: str | None, folder: Path, positions: int | None) -> list[int]:
+    """The ids to force: of a text, or of the file that it names, with a folder's tokenizer; else without a pattern.
+
+    Raises TileirError if they are more than the context, or the text has fewer than `positions`.
+    """
+    m = package.manifest
+    if text is None:
+        count = min(POSITIONS, m["context"]) if positions is None else positions
+        # Ids without a pattern, the same ones each time.
+        ids = np.random.default_rng(0).integers(m["vocabulary"], size=count).tolist()
+        return check_prompt(ids, 0, m["vocabulary"], m["context"])
+    if os.path.isfile(text):
+        text = Path(text).read_text(encoding="utf-8")
+    ids = load_tokenizer(folder).encode(text).ids
+    if positions is not None and len(ids) < positions:
+        raise TileirError(
+            f"the text has {len(ids)} tokens, not {positions}",
+            hint="name a longer --text or fewer --positions",
+        )
+    return check_prompt(ids[:positions], 0, m["vocabulary"], m["context"])
 
 
 def exact_of(package: Package, weights: Weights, ids: Sequence[int]) -> Exact:
