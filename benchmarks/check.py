@@ -1,7 +1,7 @@
 """Small packages of all kinds through `tileir check`; on a GPU, which needs neither MLIR nor torch.
 
-    python -m benchmarks.check --make FOLDER [--cases NAME …]   # where there is MLIR; needs no GPU
-    python -m benchmarks.check FOLDER [--device cuda:0]         # where there is a GPU
+    python -m benchmarks.check FOLDER --make [--cases NAME …]  # where there is MLIR; needs no GPU
+    python -m benchmarks.check FOLDER [--device cuda:0]        # where there is a GPU
 
 FOLDER holds for each case a package `NAME.tileir`, its weights `NAME.weights.npz` and the fp32 side `NAME.exact.npz`.
 """

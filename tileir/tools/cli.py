@@ -223,7 +223,10 @@ def check(
     every: Annotated[bool, typer.Option("--all", help="a line for every row of the table")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="all figures as JSON")] = False,
 ) -> None:
-    """Compare what a package computes with its fp32 execution, stage by stage; 1 if it is too far."""
+    """Compare what a package computes with its execution in fp32, stage by stage.
+
+    The exact side runs on the CPU, at some positions a second at most: minutes for a real model.
+    """
     from tileir.tools.check import check_device, check_package
     from tileir.tools.exact import exact_of, ids_of, load_exact
 
@@ -234,17 +237,21 @@ def check(
     loaded = tileir.load_package(package)
     if save_exact is None:
         check_device(loaded, device)
-    if exact is None:
-        folder = tokenizer or (weights.parent if weights.is_file() else weights)
-        found = exact_of(loaded, weights, ids_of(loaded, text, folder, positions))
-    else:
+    console = Console(file=sys.stderr, highlight=False)
+    if exact is not None:
         found = load_exact(exact, loaded, weights)
+    else:
+        folder = tokenizer or (weights.parent if weights.is_file() else weights)
+        ids = ids_of(loaded, text, folder, positions)
+        with console.status(f"{len(ids)} positions on the reference device, in fp32"):
+            found = exact_of(loaded, weights, ids)
     if save_exact is not None:
         found.save(save_exact)
         print(f"wrote {save_exact}")
         return
     bounds = Bounds(max_stage_error, max_logit_error, max_kl, max_top1)
-    report = check_package(loaded, weights, device, found, bounds)
+    with console.status(f"{len(found.ids)} positions on {device}"):
+        report = check_package(loaded, weights, device, found, bounds)
     print(json.dumps(report.json(), indent=1) if as_json else report.table(every=every))
     report.refuse()
 
