@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray
-# Kinds of what is published: numbers, an SM's best (key, index) pairs, indices that a select has chosen.
-VALUES, CANDIDATES, CHOICES = "values", "candidates", "choices"
+# What is published: numbers; those that only order positions; SMs' best (key, index) pairs; what selects chose.
+VALUES, SCORES, CANDIDATES, CHOICES = "values", "scores", "candidates", "choices"
 
 
 @dataclass(frozen=True, order=True)
 class Stage:
-    """A row of a GPU's phase table as the writer of a channel. kind: "values", "candidates" or "choices"."""
+    """A row of a GPU's phase table as the writer of a channel. kind: one of those above."""
 
     gpu: int
     row: int
@@ -68,7 +68,7 @@ def scales(parts: Parts) -> dict[tuple[int, int, str], float]:
     """The largest finite magnitude of each channel, by (position, GPU, channel), of all rows that write it."""
     found: dict[tuple[int, int, str], float] = {}
     for (position, stage), part in parts.items():
-        if stage.kind == VALUES:
+        if stage.kind in (VALUES, SCORES):
             key = position, stage.gpu, stage.channel
             finite = np.abs(part.values[np.isfinite(part.values)])
             found[key] = max(found.get(key, 0.0), float(finite.max(initial=0)))

@@ -25,7 +25,7 @@ from tileir.reference.routing import choose_experts, choose_top_k
 from tileir.reference.scheduler import Role
 from tileir.reference.steps import StepRecord
 from tileir.scheduling.assign import MAX_TILES_PER_SM, rows_a_slot
-from tileir.stages import CANDIDATES, CHOICES, VALUES, Stage
+from tileir.stages import CANDIDATES, CHOICES, SCORES, VALUES, Stage
 
 if TYPE_CHECKING:
     from tileir.reference.engine import Sm
@@ -597,4 +597,5 @@ class _ScoreSink(_Sink):
         for token, position, row in zip(self._tokens, self.positions, values, strict=True):
             inside = (index >= self._first) & (index < min(self._behind, position + 1))
             if inside.any():
-                self._at.publish(self._channel, np.array([token]), index[inside], row[inside][None])
+                one = np.array([token])
+                self._at.publish(self._channel, one, index[inside], row[inside][None], SCORES)

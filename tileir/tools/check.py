@@ -57,14 +57,18 @@ def compare(exact: Measured, checked: Measured, bounds: Bounds, device: str) -> 
     """What two sides of the same ids differ in, and whether it is within bounds."""
     every = _errors(exact, checked)
     parting = next((p for p, (error, _) in every.items() if p[1].kind == CHOICES and error), None)
-    judged = {place: e for place, e in every.items() if _before(place, parting)}
+    values = {place: e for place, e in every.items() if place[1].kind != CHOICES}
+    judged = {place: e for place, e in values.items() if _before(place, parting)}
     until = len(exact.logits) if parting is None else parting[0]
     logits = _logit_error(exact.logits[:until], checked.logits[:until]) if until else None
+    stages = _of_all_positions(judged)
+    rise = _rise(stages)
     choices = {place: e for place, e in every.items() if place[1].kind == CHOICES}
     failures = [
         *_not_numbers(exact, "the exact side"),
         *_not_numbers(checked, device),
         *_stale(checked),
+        *_steep(rise, bounds),
         *_beyond(judged, bounds),
         *_bad_logits(logits, bounds),
         *_bad_choices(choices, bounds),
@@ -73,9 +77,9 @@ def compare(exact: Measured, checked: Measured, bounds: Bounds, device: str) -> 
     return Report(
         device=device,
         positions=sorted({p for p, s in exact.parts if s.kind == VALUES}),
-        stages=_of_all_positions(judged | choices),
+        stages=sorted([*stages, *_of_all_positions(choices)], key=lambda e: e.stage),
         logits=logits,
-        rise=_rise(judged),
+        rise=rise,
         parting=parting,
         bounds=bounds,
         failures=failures,
@@ -124,17 +128,19 @@ def _of_all_positions(errors: Errors) -> list[StageError]:
     return found
 
 
-def _rise(errors: Errors) -> Rise | None:
-    """The largest of all positions; what is no number counts as a step without end."""
+def _rise(stages: list[StageError]) -> Rise | None:
+    """Rows in order; what is no number is an endless rise. Scores count by what is chosen from them."""
     found: Rise | None = None
-    most: dict[int, float] = {}
-    for (position, stage), (_, mean) in errors.items():
-        if stage.kind != VALUES:
+    most = FLOOR
+    for error in sorted(stages, key=lambda e: (e.stage.row, e.stage.gpu)):
+        if error.stage.kind != VALUES:
             continue
-        before, mean = most.get(position, FLOOR), float(np.nan_to_num(mean, nan=np.inf))
-        if found is None or mean / before > found.times:
-            found = Rise(stage, position, mean / before)
-        most[position] = max(before, min(mean, np.finfo(np.float64).max))
+        mean = error.mean if np.isfinite(error.mean) else np.inf
+        if found is None or mean / most > found.times:
+            found = Rise(error.stage, mean / most)
+        if mean == np.inf:
+            break
+        most = max(most, mean)
     return found
 
 
@@ -203,6 +209,13 @@ def _beyond(errors: Errors, bounds: Bounds) -> Iterator[str]:
                 f"bound {bounds.stage:g}"
             )
             return
+
+
+def _steep(rise: Rise | None, bounds: Bounds) -> Iterator[str]:
+    if rise is not None and not rise.times <= bounds.rise:
+        yield (
+            f"errors rise {rise.times:.3g} times at {rise.stage}, beside all rows before, bound {bounds.rise:g}"
+        )
 
 
 def _bad_logits(found: LogitError | None, bounds: Bounds) -> Iterator[str]:

@@ -42,10 +42,9 @@ class LogitError:
 
 @dataclass(frozen=True)
 class Rise:
-    """Where the mean error of one step grows most, beside all stages before: `times` as large."""
+    """Where the mean error, over positions, grows most: `times` that of all rows before, of rounding at least."""
 
     stage: Stage
-    position: int
     times: float
 
 
@@ -100,7 +99,7 @@ class Report:
         if self.rise is not None:
             r = self.rise
             lines.append(
-                f"errors rise most at {r.stage}, position {r.position}: {r.times:.1f} times"
+                f"errors rise most at {r.stage}: {r.times:.1f} times, bound {self.bounds.rise:g}"
             )
         if self.parting is not None:
             position, stage = self.parting

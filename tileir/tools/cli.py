@@ -213,6 +213,9 @@ def check(
     max_stage_error: Annotated[
         float, typer.Option(min=0, help="of the largest value in a stage's channel")
     ] = BOUNDS.stage,
+    max_rise: Annotated[
+        float, typer.Option(min=1, help="of a stage's mean error, beside all before it")
+    ] = BOUNDS.rise,
     max_logit_error: Annotated[
         float, typer.Option(min=0, help="of the position's largest logit")
     ] = BOUNDS.logit,
@@ -249,7 +252,7 @@ def check(
         found.save(save_exact)
         print(f"wrote {save_exact}")
         return
-    bounds = Bounds(max_stage_error, max_logit_error, max_kl, max_top1)
+    bounds = Bounds(max_stage_error, max_rise, max_logit_error, max_kl, max_top1)
     with console.status(f"{len(found.ids)} positions on {device}"):
         report = check_package(loaded, weights, device, found, bounds)
     print(json.dumps(report.json(), indent=1) if as_json else report.table(every=every))
