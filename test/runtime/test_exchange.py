@@ -124,9 +124,9 @@ def test_a_wrong_value_is_told_with_its_stage() -> None:
     part = rounded().parts[key]
     wrong = {**rounded().parts, key: Part(part.index, part.values[::-1])}
     report = checked(Memory(Measured(rounded().logits, wrong, {})))
-    assert [" contract_2 gated_0 (row " in f" {failure}" for failure in report.failures] == [
-        True
-    ] * 2
+    steep, beyond = report.failures
+    assert " times at contract_2 gated_0 (row " in steep
+    assert beyond.startswith("contract_2 gated_0 (row ")
 
 
 @pytest.mark.parametrize("epoch", [7, 8])

@@ -207,6 +207,12 @@ def test_exact_values_in_a_file(tmp_path: Path) -> None:
     assert list(found.found.parts) == list(exact().found.parts)
     ours = check_package(package(), tensors(), "reference-bf16", exact(), Bounds())
     assert check_package(package(), tensors(), "reference-bf16", found, Bounds()) == ours
+    whole = path.read_bytes()
+    for damaged in (whole[:1000], whole[:-1000], b"", whole[:200] + b"x" * 50 + whole[250:]):
+        path.write_bytes(damaged)
+        with pytest.raises(TileirError, match="holds no exact values"):
+            load_exact(path, package(), tensors())
+    path.write_bytes(whole)
     with pytest.raises(TileirError, match="exact values of other weights"):
         load_exact(path, package(), with_weight("model.norm.weight", lambda a: a * 1.01))
 

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,7 +26,10 @@ from tileir.tools.text import load_tokenizer
 Weights = Path | Mapping[str, Any]
 POSITIONS = 24
 SAMPLED = 4096  # values of each tensor that its fingerprint has
-_UNREADABLE = (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, AttributeError)
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, IndexError, TypeError, EOFError, AttributeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,8 @@ def load_exact(path: Path, package: Package, weights: Weights) -> Exact:
         with np.load(path) as held:
             facts = json.loads(str(held["facts"]))
             found = _found(facts["parts"], held["index"], held["values"], held["logits"])
+        if len(found.logits) != len(facts["ids"]):
+            raise ValueError(f"logits of {len(found.logits)} of {len(facts['ids'])} ids")
         exact = Exact(facts["package"], facts["weights"], facts["ids"], found)
     except _UNREADABLE as error:
         raise TileirError(f"{path} holds no exact values: {error}", hint=hint) from None
