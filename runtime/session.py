@@ -143,6 +143,17 @@ class CudaSession:
             self._device.free(self._logits)
             self._logits = 0
 
+    def exchange(self, ids: Sequence[int]) -> tuple[np.ndarray, int]:
+        """The exchange memory after one launch that the ids are forced in, and its last step's epoch.
+
+        Memory is uint64, for tileir.runtime.exchange.read_channel.
+        """
+        ids = self._prompt_of(ids, 0)
+        self._start(ids, len(ids), ())
+        self._finish()
+        packets = self.manifest["memory"]["exchange"] // 8
+        return self._device.download(self._exchange, (packets,), np.uint64), self._epoch
+
     def time_steps(self, steps: int, position: int) -> float:
         """Milliseconds a step over one launch of `steps` steps from `position` on; states are as they are.
 

@@ -28,7 +28,7 @@ _KNOWN = (ENGINE, PACKING, PTX)
 # Parts of a manifest that every device reads.
 _PARTS = (
     *("target", "stream_tbps", "context", "vocabulary", "memory", "table", "bodies"),
-    *("row_bodies", "row_awaits", "row_writes", "hashes"),
+    *("row_bodies", "row_awaits", "row_writes", "channels", "hashes"),
 )
 _AGAIN = "copy the package again, or compile it again"
 _UNREADABLE = (

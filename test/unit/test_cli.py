@@ -38,7 +38,7 @@ def test_help_says_what_the_exit_status_means(capsys: pytest.CaptureFixture[str]
     assert "--install-completion" in text
 
 
-@pytest.mark.parametrize("name", ["compile", "run", "inspect", "tune", "models"])
+@pytest.mark.parametrize("name", ["compile", "run", "check", "inspect", "tune", "models"])
 def test_every_command_has_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(name, "--help") == 0
     examples = capsys.readouterr().out.partition("Examples:")[2]

@@ -25,6 +25,7 @@ from tileir.reference.routing import choose_experts, choose_top_k
 from tileir.reference.scheduler import Role
 from tileir.reference.steps import StepRecord
 from tileir.scheduling.assign import MAX_TILES_PER_SM, rows_a_slot
+from tileir.stages import CANDIDATES, CHOICES, SCORES, VALUES, Stage
 
 if TYPE_CHECKING:
     from tileir.reference.engine import Sm
@@ -52,6 +53,7 @@ class Consumers:
             self.positions = np.array(self.record.positions)
             self.choice = self.drafts = None
             for row in self.device.rows:
+                self.row = row
                 if launch.trace is not None:
                     launch.trace(sm.sm, "consumer", row.number)
                 yield from getattr(self, "_" + row.kind)(row)
@@ -84,10 +86,22 @@ class Consumers:
         """Until these values are there."""
         yield channel.wait(self.epoch, self.live if tokens is None else tokens, index)
 
-    def publish(self, channel: Channel, tokens: Array, index: Array, values: Array) -> None:
-        """Values [tokens, *index.shape], as bf16 if the channel is."""
+    def publish(
+        self, channel: Channel, tokens: Array, index: Array, values: Array, kind: str = VALUES
+    ) -> None:
+        """Values [tokens, *index.shape], as bf16 if the channel is; kind: what `tell` tells them as, "" for not."""
         rounded = self.round(values) if channel.rounded else values
         self.sm.publish(channel, self.epoch, tokens, index, rounded)
+        if kind:
+            self.tell(kind, channel.name, tokens, index, rounded)
+
+    def tell(self, kind: str, channel: str, tokens: Array, index: Array, values: Array) -> None:
+        """Who listens to the engine's values hears these of the row at work, until the token is chosen."""
+        heard = self.sm.engine.heard
+        if heard is not None and self.choice is None:
+            stage = Stage(self.device.place, self.row.number, self.row.body, channel, kind)
+            flat = np.array(values).reshape(len(tokens), -1)
+            heard(stage, self.positions[tokens], index.reshape(-1), flat)
 
     def take(self, name: str, slots: int) -> Any:
         """What so many slots of a ring hold, as a list (a generator that returns it)."""
@@ -316,7 +330,9 @@ class Consumers:
                 continue
             for g, q in enumerate(mine):
                 index = (q * splits + split) * (value + 2) + np.arange(value + 2)
-                self.publish(row.operand(op.operands[0]), np.array([t]), index, part[g][None])
+                # Parts of a softmax may be scaled alike: what counts is what the combine makes of them.
+                to = row.operand(op.operands[0])
+                self.publish(to, np.array([t]), index, part[g][None], kind="")
 
     def _pieces(
         self, row: RowPlan, op: Any, kind: str, head: int, tokens: Array, stores: bool = False
@@ -417,6 +433,9 @@ class Consumers:
             index = np.arange(scores.payload.shape[2])
             yield from self.await_(scores, index)
             made = choose_experts(self.values(scores, index), op)
+            if self.sm.sm == 0:
+                # Every SM chooses alike.
+                self.tell(CHOICES, out.name, self.live, np.arange(made.shape[1]), made[..., 0])
             yield from self.sm.locals[out.name].write(self.scheduler, self.use, made)
             return
         for t in self.mine(row, self.device.tokens):
@@ -431,7 +450,9 @@ class Consumers:
                 made = choose_top_k(found, np.array([position]), get(op, "k"))
             else:
                 made = choose_experts(found, op).reshape(1, -1)
-            self.publish(out, one, np.arange(made.shape[1]), made)
+            self.publish(out, one, np.arange(made.shape[1]), made, kind="")
+            chosen = made if get(op, "kind") == "top_k" else made[:, ::2]
+            self.tell(CHOICES, out.name, one, np.arange(chosen.shape[1]), chosen)
 
 
 def _blocks_of(x: Array) -> Array:
@@ -515,7 +536,7 @@ class _Sink:
         if self._row.number == sm.device.record:
             sm.launch.released[sm.device.place][sm.sm] = at.epoch
         index = np.arange(2 * place, 2 * place + 2)
-        at.publish(self._channel, at.live, index, np.array(records, np.int64))
+        at.publish(self._channel, at.live, index, np.array(records, np.int64), CANDIDATES)
 
 
 class _PieceSink(_Sink):
@@ -576,4 +597,5 @@ class _ScoreSink(_Sink):
         for token, position, row in zip(self._tokens, self.positions, values, strict=True):
             inside = (index >= self._first) & (index < min(self._behind, position + 1))
             if inside.any():
-                self._at.publish(self._channel, np.array([token]), index[inside], row[inside][None])
+                one = np.array([token])
+                self._at.publish(self._channel, one, index[inside], row[inside][None], SCORES)

@@ -13,6 +13,7 @@ from tileir.reference.memory import Device, read_device
 from tileir.reference.protocol import CopyEngine, Link, LocalChannel, Mbarrier, Ring
 from tileir.reference.scheduler import Scheduler
 from tileir.reference.steps import Plan, Request
+from tileir.stages import Heard
 
 Recipes = Sequence[dict[str, Any]]
 
@@ -38,6 +39,7 @@ class EngineExecutor:
         self.seed, self.strategy, self.epoch = seed, "random", 0
         self.steps = self.pages_used = 0
         self.trace: Callable[[int, str, int], None] | None = None
+        self.heard: Heard | None = None
         self.devices = [
             read_device(op, place, recipe, weights, rounding=rounding)
             for place, (op, recipe) in enumerate(zip(found, recipes, strict=True))

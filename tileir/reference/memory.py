@@ -93,6 +93,7 @@ class RowPlan:
     """A row of the phase table with what its body's arguments stand for. offers: it makes candidates."""
 
     number: int
+    body: str
     kind: str
     rotation: int
     tile_base: int
@@ -214,6 +215,7 @@ def _row(number: int, row: Any, body: Any, bound: dict[str, Any]) -> RowPlan:
             at += get(segment, "tiles")
     return RowPlan(
         number,
+        get(row, "body"),
         get(body, "kind"),
         get(row, "rotation"),
         get(row, "tile_base"),

@@ -9,6 +9,7 @@ from tileir.mlir import ir, new_context
 from tileir.prompt import check_prompt
 from tileir.reference.engine import EngineExecutor
 from tileir.reference.steps import MODEL, Request
+from tileir.stages import Heard
 
 
 class ReferenceSession:
@@ -87,6 +88,10 @@ class ReferenceSession:
     def trace(self, heard: Callable[[int, str, int], None]) -> None:
         """Tell `heard` (SM, role, row of the table) whenever a role begins a row."""
         self._engine.trace = heard
+
+    def listen(self, heard: Heard | None) -> None:
+        """Tell `heard` what stages publish: stage, positions [T], index [n], values [T, n]; SM by SM, part by part."""
+        self._engine.heard = heard
 
     @property
     def steps(self) -> int:

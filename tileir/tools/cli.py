@@ -1,4 +1,4 @@
-"""The `tileir` command: compile, run, inspect, trace, tune, postmortem, models."""
+"""The `tileir` command: compile, run, check, inspect, trace, tune, postmortem, models."""
 
 import json
 import os
@@ -16,6 +16,7 @@ import tileir
 from tileir.errors import TileirError
 from tileir.passes.registry import NAMES
 from tileir.target import find_target
+from tileir.tools.bounds import BOUNDS, Bounds
 from tileir.tools.messages import report, usage, warn
 
 EXITS = (
@@ -176,6 +177,86 @@ def run(
             talker.talk(quiet=quiet)
         else:
             talker.say(prompt)
+
+
+@app.command(
+    epilog=_examples(
+        "tileir check smol.tileir --weights ./SmolLM2",
+        "tileir check smol.tileir --weights ./SmolLM2 --device cuda:0 --all",
+        "tileir check smol.tileir --weights ./SmolLM2 --save-exact exact.npz",
+        "tileir check smol.tileir --weights ./SmolLM2 --device cuda:0 --exact exact.npz",
+    )
+)
+def check(
+    package: Annotated[Path, typer.Argument(help="a compiled package")],
+    weights: Annotated[
+        Path, typer.Option(help="a folder or a file of safetensors, or a GGUF file")
+    ],
+    device: Annotated[
+        str, typer.Option(help="reference-bf16, the kernel's rounding on the CPU, or cuda:N")
+    ] = "reference-bf16",
+    text: Annotated[
+        str | None, typer.Option(help="a text, or a file of it; else ids without a pattern")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="the folder of tokenizer.json, if not that of the weights")
+    ] = None,
+    positions: Annotated[
+        int | None, typer.Option(min=1, help="how many; else 24, or all of the text")
+    ] = None,
+    exact: Annotated[
+        Path | None, typer.Option(help="the fp32 side, computed before with --save-exact")
+    ] = None,
+    save_exact: Annotated[
+        Path | None, typer.Option(help="compute the fp32 side only, into a file, *.npz")
+    ] = None,
+    max_stage_error: Annotated[
+        float, typer.Option(min=0, help="of the largest value in a stage's channel")
+    ] = BOUNDS.stage,
+    max_rise: Annotated[
+        float, typer.Option(min=1, help="of a stage's mean error, beside all before it")
+    ] = BOUNDS.rise,
+    max_logit_error: Annotated[
+        float, typer.Option(min=0, help="of the position's largest logit")
+    ] = BOUNDS.logit,
+    max_kl: Annotated[float, typer.Option(min=0, help="nats, mean over positions")] = BOUNDS.kl,
+    max_top1: Annotated[
+        int, typer.Option(min=0, help="positions whose best token differs not by rounding")
+    ] = BOUNDS.top1,
+    every: Annotated[bool, typer.Option("--all", help="a line for every row of the table")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="all figures as JSON")] = False,
+) -> None:
+    """Compare what a package computes with its execution in fp32, stage by stage.
+
+    The exact side runs on the CPU, at some positions a second at most: minutes for a real model.
+    """
+    from tileir.tools.check import check_device, check_package
+    from tileir.tools.exact import exact_of, ids_of, load_exact
+
+    if exact is not None and (text, positions, save_exact) != (None, None, None):
+        raise usage("--exact has ids of its own: no --text, --positions or --save-exact beside it")
+    if save_exact is not None:
+        _check_output(save_exact)
+    loaded = tileir.load_package(package)
+    if save_exact is None:
+        check_device(loaded, device)
+    console = Console(file=sys.stderr, highlight=False)
+    if exact is not None:
+        found = load_exact(exact, loaded, weights)
+    else:
+        folder = tokenizer or (weights.parent if weights.is_file() else weights)
+        ids = ids_of(loaded, text, folder, positions)
+        with console.status(f"{len(ids)} positions on the reference device, in fp32"):
+            found = exact_of(loaded, weights, ids)
+    if save_exact is not None:
+        found.save(save_exact)
+        print(f"wrote {save_exact}")
+        return
+    bounds = Bounds(max_stage_error, max_rise, max_logit_error, max_kl, max_top1)
+    with console.status(f"{len(found.ids)} positions on {device}"):
+        report = check_package(loaded, weights, device, found, bounds)
+    print(json.dumps(report.json(), indent=1) if as_json else report.table(every=every))
+    report.refuse()
 
 
 @app.command(
