@@ -16,15 +16,17 @@ from multiprocessing import get_context
 from typing import Any
 
 from test import mutations
-from test.false_alarms import alarm
-from test.fuzz import Outcome, fuzz
+from test.decoders import decoders
+from test.false_alarms import accept, cases
+from test.fuzz import fuzz
+from test.hunt import Hunt, hunt
 from tileir.reference.explore import Exploration, explore
 from tileir.target import TARGETS
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is run: every so-manieth defect, schedules of each base module, and models."""
+    """How much is run: every so-manieth defect, schedules of each base module, and models in each of two hunts."""
 
     every: int
     schedules: int
@@ -32,7 +34,9 @@ class Sizes:
     models: int
 
 
-FULL, SAMPLE = Sizes(1, 160, 240, 220), Sizes(16, 6, 20, 20)
+FULL, SAMPLE = Sizes(1, 160, 125, 115), Sizes(16, 6, 10, 10)
+# Of the two processes' hunts.
+SEEDS = (1000, 2000)
 # More models may not be refused.
 SHARE = 0.1
 
@@ -64,24 +68,19 @@ def main() -> int:
             for base, e in ran("base modules", partial(_explore, sizes.schedules), mutations.BASES)
         ]
         failures += [f"schedules of {base!r}: {e.failure}" for base, e in explored if e.failure]
-        judged = [a for _, a in ran("verified decoders", alarm, range(sizes.alarms))]
-        alarms = [message for _, message in judged if message]
-        made = [o for _, o in ran("fuzzed models", _fuzz, range(sizes.models))]
-    failures += alarms
-    accepted = [a for a in judged if not a[0]]
-    models = [o for o in made if not o.refused]
-    for what, count, of in (
-        ("decoders to verify", len(judged) - len(accepted), len(judged)),
-        ("models to fuzz", len(made) - len(models), len(made)),
-    ):
-        print(f"refused with a clear error: {count} of {of} {what}")
-        if count > SHARE * of:
-            failures.append(f"{count} of {of} {what} are refused")
+        alarms = _joined(ran("hunts for false alarms", partial(_alarms, sizes.alarms), SEEDS))
+        models = _joined(ran("hunts for wrong models", partial(_models, sizes.models), SEEDS))
+    failures += [*alarms.failures, *models.failures]
+    for what, hunted in (("decoders to verify", alarms), ("models to fuzz", models)):
+        print(f"refused with a clear error: {hunted.refused} of {hunted.ran} {what}")
+        if hunted.refused > SHARE * hunted.ran:
+            failures.append(f"{hunted.refused} of {hunted.ran} {what} are refused")
     print("\n".join(failures))
     print(
         f"mutations caught {sum(v.caught for v in verdicts)}/{len(names)}, "
         f"schedules explored {sum(e.schedules for _, e in explored)}, "
-        f"false alarms {len(alarms)}/{len(accepted)}, fuzzed models {len(models)}"
+        f"false alarms {len(alarms.failures)}/{alarms.ran - alarms.refused}, "
+        f"fuzzed models {models.ran - models.refused}"
     )
     return 1 if failures else 0
 
@@ -92,8 +91,31 @@ def _explore(schedules: int, base: str) -> Exploration:
     return explore(package.engine_text, package.packing, weights, requests, schedules)
 
 
-def _fuzz(seed: int) -> Outcome:
-    return fuzz(seed, TARGETS["h100"])
+@dataclass(frozen=True)
+class Joined:
+    """Hunts together: different cases that ran without failure, those of them that were refused, and what failed."""
+
+    ran: int
+    refused: int
+    failures: list[str]
+
+
+def _joined(hunts: Iterator[tuple[int, Hunt]]) -> Joined:
+    every = [hunted for _, hunted in hunts]
+    refused = {case: why for hunted in every for case, why in hunted.outcomes.items()}
+    return Joined(
+        len(refused), sum(map(bool, refused.values())), [h.failure for h in every if h.failure]
+    )
+
+
+def _alarms(count: int, seed: int) -> Hunt:
+    """outcomes: why a model was refused, or ""."""
+    return hunt(cases(), accept, count, seed)
+
+
+def _models(count: int, seed: int) -> Hunt:
+    """Likewise."""
+    return hunt(decoders(), lambda facts: fuzz(facts, TARGETS["h100"]).refused, count, seed)
 
 
 if __name__ == "__main__":
