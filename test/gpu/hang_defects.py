@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from test.gpu.mutants import patched
-from test.mutations import swapped
 from test.unit.test_verify_schedule import row, sub
 from tileir.codegen import attend, builder, combine, consumer, contract, epilogue, exchange, loaders
 from tileir.codegen import rows as rows_
@@ -137,7 +136,10 @@ DEFECTS: dict[str, Defect] = {
         patch=lambda: patched([(loaders, "_wait_unless_finished")], _other_parity),
     ),
     "bytes that never land": Defect(
-        ("an earlier copy to land: the copy engine did not finish",),
+        (
+            "consumer in row 1 (contract_0) waited for a full ring slot",
+            "phase 0 awaited, phase 1 seen",
+        ),
         patch=lambda: patched(
             [(loaders.nvvm, "mbarrier_arrive_expect_tx")], _bytes_that_nobody_copies
         ),
@@ -147,7 +149,7 @@ DEFECTS: dict[str, Defect] = {
         patch=_kernel("send_record", _no_record_for_position_2),
     ),
     "a combine left out": Defect(
-        ("of channel attention_0", "64 of 64 packets bear epoch 0 instead of 1"),
+        ("of channel attention_0", "64 of 64 packets bear epoch 1 instead of 2"),
         edit=sub(r'.*engine.row.*body = "combine_0".*\n', "", 1),
         launch={"alone_bytes": 0},
     ),
@@ -162,10 +164,6 @@ DEFECTS: dict[str, Defect] = {
     "a row left out": Defect(
         ("of channel residual_0, which no row writes",),
         edit=sub(r'.*engine.row.*body = "contract_1".*\n', "", 1),
-    ),
-    "attention before its keys are there": Defect(
-        ("of channel qkv_0", "later in the step: the row waits for itself"),
-        edit=swapped("contract_0", "attend_0"),
     ),
     "a fill of fewer tiles": Defect(
         ("a full ring slot",),

@@ -124,8 +124,8 @@ class _Weights:
         self.blocks = padded(get(op, "k")) // 32
         self.mine = k.warp * BLOCK_BYTES + k.lane * 16
         self.fragment = b.at(k.smem, (k.lane & 3) * 16, k.plan.x_offset)
-        # Turns that every warp has in the first tile, asked for before x is there; marks of a trace need registers too.
-        self.early = min(1 if k.plan.trace_bytes else TURNS, self.blocks // self.warps)
+        # Turns that every warp has in the first tile, asked for before x is there.
+        self.early = min(TURNS, self.blocks // self.warps)
 
     def ask_early(self, slot: Value, parity: Value) -> list[Value]:
         """The first tile's first blocks, if there is a tile: slot and parity behind them, then their words."""

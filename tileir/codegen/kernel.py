@@ -6,6 +6,7 @@ runs `steps` steps at most; a block that begins no row for `limit` clocks gives 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from tileir.codegen import builder as b
@@ -169,14 +170,22 @@ class Kernel:
             to = b.at(self.arg["trace"], b.i64(place) * 8)
             b.if_(self.traced, lambda: b.store(value(), to, 8))
 
-    def wait_full(self, ring: Ring, slot: Value, parity: Value, every: int = 64) -> None:
-        """A consumer: until a slot holds data. Counts the clocks if they are traced."""
-        before = b.clock() if self.plan.trace_bytes else None
-        self.wait(self.full(ring, slot), parity, FULL, slot, every)
-        if before is not None:
-            memory = b.at(self.scratch, None, WAITED)
+    def wait_full(self, ring: Ring, slot: Value, parity: Value) -> None:
+        """A consumer: until a slot holds data. A kernel that traces counts the clocks of waits, not of looks."""
+        barrier = self.full(ring, slot)
+        wait = partial(self.wait, barrier, parity, FULL, slot)
+        if not self.plan.trace_bytes:
+            wait()
+            return
+
+        def counted() -> None:
+            before, memory = b.clock(), b.at(self.scratch, None, WAITED)
+            wait()
             took = b.clock() - before
             b.if_(self.traced, lambda: b.store(b.load("i64", memory, 8) + took, memory, 8))
+
+        full = nvvm.mbarrier_test_wait(barrier, parity, results=[b.type_of("i1")])
+        b.if_(b.negate(full), counted)
 
     def mark_waited(self) -> None:
         """Note what wait_full has counted, and begin anew."""
