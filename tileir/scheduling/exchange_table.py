@@ -48,9 +48,14 @@ def _tasks(row: Row) -> dict[str, Any]:
         "first": row.tile_base,
         "tasks": body.tasks,
         "rotation": row.rotation,
-        "writes": [[row.names[p.argument], *astuple(p)] for p in places],
+        "writes": [[row.names[p.argument], *_plain(p)] for p in places],
         "records": records,
     }
+
+
+def _plain(places: Places) -> list[Any]:
+    """The fields as JSON has them: what is read back is equal."""
+    return [list(f) if isinstance(f, tuple) else f for f in astuple(places)]
 
 
 def epochs_of(table: Mapping[str, Any], name: str, epoch: int, memory: np.ndarray) -> np.ndarray:
