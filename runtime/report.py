@@ -58,7 +58,7 @@ def dump_of(memory: np.ndarray, manifest: dict[str, Any], device: str) -> dict[s
         "target": manifest["target"],
         "rows": [{"body": body, "awaits": a, "writes": w} for body, a, w in channels],
         "waits": waits,
-        "channels": channels_seen(waits, memory[control["snapshot"] :], manifest),
+        "channels": channels_seen(waits, memory[control["snapshot"] :].view(np.uint64), manifest),
         "ends": _ends(times),
     }
 

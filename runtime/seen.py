@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tileir.scheduling.exchange_table import Written, epochs_of, writers
+from tileir.scheduling.exchange_table import Written, epochs_of, packets_of, writers
 
 SHOWN = 4
 Runs = list[list[int]]
@@ -16,14 +16,14 @@ def channels_seen(
 ) -> list[dict[str, Any]]:
     """For each row and epoch whose warps wait for packets, each channel that the row awaits; ready for JSON.
 
-    memory: the exchange as it was, uint8. "others" are packets that bear another epoch than the row's, by the epoch
+    memory: the exchange as it was, uint64. "others" are packets that bear another epoch than the row's, by the epoch
     that they bear: "count", "runs" of their numbers (first, last), and who writes them: "row", "tasks", "sms" as runs.
     """
     found = []
     for row, epoch in sorted({(w["row"], w["epoch"]) for w in waits if w["wait"] == "a packet"}):
         for name in manifest["row_awaits"][row]:
-            if name in manifest["exchange"]:
-                seen = epochs_of(manifest, name, epoch, memory)
+            if name in manifest["channels"]:
+                seen = epochs_of(packets_of(manifest["channels"][name], epoch, memory))
                 by = writers(manifest, name, manifest["sms"])
                 others = [_other(seen, int(e), by) for e in np.unique(seen) if e != epoch]
                 facts = {"row": row, "epoch": epoch, "channel": name, "packets": len(seen)}

@@ -238,7 +238,6 @@ def _manifest(plans: list[Plan], recipes: list[dict[str, Any]]) -> dict[str, Any
         "row_awaits": [sorted(set(row.awaited)) for row in rows],
         "row_writes": [sorted(row.fills_channels) for row in rows],
         **exchange_table(problem),
-        "channels": plan.channels(),
         "row_words": plan.row_words,
         "table": plan.table(),
         "memory": {

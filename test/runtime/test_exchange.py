@@ -1,4 +1,4 @@
-"""Reading the exchange memory: written here as docs/ir.md and tileir/runtime/exchange.py say, by hand."""
+"""Reading the exchange memory: written here as docs/ir.md and tileir/scheduling/exchange_table.py say, by hand."""
 
 import struct
 from functools import cache

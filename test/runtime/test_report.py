@@ -38,8 +38,8 @@ MANIFEST: dict[str, Any] = {
     "row_awaits": [[], NAMES[:1], NAMES[1:2], NAMES[2:3]],
     "row_writes": [[name] for name in NAMES],
     "row_tasks": [tasks(name) for name in NAMES],
-    "exchange": {
-        name: {"offset": 2 * 64 * i, "packets": PACKETS, "depth": 2, "values": 2}
+    "channels": {
+        name: {"offset": 2 * 64 * i, "depth": 2, "payload": "bf16x2", "values": 2 * PACKETS}
         for i, name in enumerate(NAMES)
     },
 }

@@ -136,13 +136,19 @@ def test_no_number_is_told_with_its_first_stage() -> None:
     assert both.failures[0].startswith("the exact side: contract_2 gated_1 (row ")
 
 
-def test_behind_a_choice_that_differs_nothing_is_judged() -> None:
-    model = tiny_moe()
+def passing(model: Any) -> tuple[Package, Exact, Report]:
+    """The model's package, its fp32 side at 24 positions, and a check, which passes."""
     held = tileir.compile(export_decode(model, 24), target="virtual")
     ids = np.random.default_rng(0).integers(0, 128, 24).tolist()
     found = exact_of(held, arrays(model), ids)
     report = check_package(held, arrays(model), "reference-bf16", found, Bounds())
     assert report.passed, report.failures
+    return held, found, report
+
+
+def test_behind_a_choice_that_differs_nothing_is_judged() -> None:
+    model = tiny_moe()
+    held, found, report = passing(model)
     assert report.parting is not None
     assert report.logits is not None
     assert report.parting[0] == report.logits.positions < 24
@@ -155,12 +161,7 @@ def test_behind_a_choice_that_differs_nothing_is_judged() -> None:
 
 
 def test_scores_count_by_what_is_chosen() -> None:
-    model = tiny_v32()
-    held = tileir.compile(export_decode(model, 24), target="virtual")
-    ids = np.random.default_rng(0).integers(0, 128, 24).tolist()
-    found = exact_of(held, arrays(model), ids)
-    report = check_package(held, arrays(model), "reference-bf16", found, Bounds())
-    assert report.passed, report.failures
+    *_, report = passing(tiny_v32())
     scores = [e for e in report.stages if e.stage.kind == "scores"]
     assert scores
     assert max(e.mean for e in scores) > 0.01

@@ -9,7 +9,7 @@ import tileir
 from test.models import arrays, tiny_llama
 from tileir.frontends.torch_export import export_decode
 from tileir.reference.engine import Sm
-from tileir.scheduling.exchange_table import epochs_of, writers
+from tileir.scheduling.exchange_table import PACKET_VALUES, epochs_of, packets_of, writers
 
 MODELS: dict[str, dict[str, Any]] = {
     "two layers, ranges of tiles": {"vocab_size": 1100, "intermediate_size": 1040},
@@ -35,20 +35,21 @@ def test_writers_are_those_that_publish(name: str, monkeypatch: pytest.MonkeyPat
     m = package.manifest
     # Where one split is always alone, nobody publishes parts, and combines do nothing.
     idle = (
-        {} if name == "splits" else {c for c in m["exchange"] if c.startswith(("partial", "att"))}
+        {} if name == "splits" else {c for c in m["channels"] if c.startswith(("partial", "att"))}
     )
-    for channel, facts in m["exchange"].items():
+    for channel, facts in m["channels"].items():
+        values = PACKET_VALUES[facts["payload"]]
         said = {
-            (int(packet) * facts["values"], int(w.sm[packet]))
+            (int(packet) * values, int(w.sm[packet]))
             for w in writers(m, channel, m["sms"])
             for packet in np.flatnonzero(w.sm >= 0)
         }
-        found = {p for p in published.get(channel, set()) if p[0] % facts["values"] == 0}
+        found = {p for p in published.get(channel, set()) if p[0] % values == 0}
         assert found <= said if channel in idle else found == said, channel
 
 
 def test_epochs_are_those_of_the_copy() -> None:
-    table = {"exchange": {"a": {"offset": 16, "packets": 2, "depth": 2, "values": 1}}}
-    words = np.arange(12, dtype=np.uint32)
-    assert epochs_of(table, "a", 4, words.view(np.uint8)).tolist() == [5, 7]
-    assert epochs_of(table, "a", 5, words.view(np.uint8)).tolist() == [9, 11]
+    channel = {"offset": 16, "depth": 2, "payload": "f32", "values": 2}
+    memory = np.arange(12, dtype=np.uint32).view(np.uint64)
+    assert epochs_of(packets_of(channel, 4, memory)).tolist() == [5, 7]
+    assert epochs_of(packets_of(channel, 5, memory)).tolist() == [9, 11]

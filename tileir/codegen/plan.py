@@ -6,7 +6,6 @@ in the operand's memory divided by `UNIT`. The kernel walks the table; its code 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 from tileir.dialect.attributes import element_of, get, name_of, static_shape, walk
@@ -119,16 +118,6 @@ class Plan:
         if name_of(declared) != "engine.channel":
             return 1, 0
         return get(declared, "depth"), packets_of(declared.operation.results[0]) * 8
-
-    def channels(self) -> dict[str, dict[str, Any]]:
-        """Where every channel lies in the exchange memory (tileir/runtime/exchange.py); values: of a token."""
-        found = {}
-        for op in declarations(self.device):
-            if name_of(op) == "engine.channel" and get(op, "level") != "sm":
-                facts = {name: get(op, name) for name in ("offset", "depth", "payload")}
-                shape = static_shape(op.operation.results[0])
-                found[get(op, "sym_name")] = facts | {"values": prod(shape[1:])}
-        return found
 
     def table(self) -> list[list[int]]:
         """The phase table's rows of words."""

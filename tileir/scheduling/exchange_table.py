@@ -1,10 +1,13 @@
 """Where channels lie in the exchange memory, and who writes which packet: for the manifest, and for who reads it.
 
-    "exchange"   by channel: `offset` in bytes, `packets` of one copy, `depth` copies, `values` of a packet
+    "channels"   by channel: `offset` in bytes, `depth` copies, `payload`, `values` of a token
     "row_tasks"  by row of the phase table: `first` task, `tasks`, `rotation`, the `writes` of tasks, and the channel of
                  its `records`, "" if it leaves none
 
-A copy is `packets` words of 8 bytes: payload, then epoch, 4 bytes each; of epoch e that is copy e mod depth.
+A packet is 8 bytes, little endian: the payload in the low word, the epoch that it belongs to in the high one
+(docs/ir.md, epochs). A channel's copies lie one behind the other; of epoch e that is number e mod depth. A copy has the
+values of one token in order, since kernels take one: two to a packet with payload "bf16x2", the even one in the low
+half; one with "f32"; one 32-bit word with "record".
 """
 
 from collections.abc import Mapping
@@ -17,6 +20,7 @@ from tileir.scheduling.assign import shares
 from tileir.scheduling.problem import RECORD_WORDS, Places, Problem, Row
 
 PACKET_BYTES = 8
+PACKET_VALUES = {"bf16x2": 2, "f32": 1, "record": 1}
 
 
 class Written(NamedTuple):
@@ -30,14 +34,12 @@ class Written(NamedTuple):
 def exchange_table(problem: Problem) -> dict[str, Any]:
     """The two entries, ready for JSON. Channels of level "sm" are not in the exchange memory, and not in the table."""
     offsets = {r.name: r.first for r in problem.regions if r.memory == "exchange"}
-    channels = {}
-    for name, channel in problem.channels.items():
-        if name in offsets:
-            values = 2 if channel.payload == "bf16x2" else 1
-            packets = channel.tokens * channel.values // values
-            facts = {"packets": packets, "depth": channel.depth, "values": values}
-            channels[name] = {"offset": offsets[name]} | facts
-    return {"exchange": channels, "row_tasks": [_tasks(row) for row in problem.rows]}
+    channels = {
+        name: {"offset": offsets[name], "depth": c.depth, "payload": c.payload, "values": c.values}
+        for name, c in problem.channels.items()
+        if name in offsets
+    }
+    return {"channels": channels, "row_tasks": [_tasks(row) for row in problem.rows]}
 
 
 def _tasks(row: Row) -> dict[str, Any]:
@@ -58,27 +60,32 @@ def _plain(places: Places) -> list[Any]:
     return [list(f) if isinstance(f, tuple) else f for f in astuple(places)]
 
 
-def epochs_of(table: Mapping[str, Any], name: str, epoch: int, memory: np.ndarray) -> np.ndarray:
-    """What the packets of an epoch's copy of a channel bear, [packets] uint32. memory: the exchange's bytes, uint8."""
-    facts = table["exchange"][name]
-    size = facts["packets"] * PACKET_BYTES
-    first = facts["offset"] + epoch % facts["depth"] * size
-    return memory[first : first + size].view(np.uint32)[1::2]
+def packets_of(channel: Mapping[str, Any], epoch: int, memory: np.ndarray) -> np.ndarray:
+    """An epoch's copy of a channel, [packets] uint64. memory: the exchange's, uint64."""
+    count = channel["values"] // PACKET_VALUES[channel["payload"]]
+    first = channel["offset"] // PACKET_BYTES + epoch % channel["depth"] * count
+    return memory[first : first + count]
+
+
+def epochs_of(packets: np.ndarray) -> np.ndarray:
+    """The epochs that packets (uint64) bear, uint32."""
+    return (packets >> np.uint64(32)).astype(np.uint32)
 
 
 def writers(table: Mapping[str, Any], name: str, sms: int) -> list[Written]:
     """The rows that write a channel, in one case or another, and their packets."""
-    facts, found = table["exchange"][name], []
+    facts, found = table["channels"][name], []
+    values = PACKET_VALUES[facts["payload"]]
     for number, row in enumerate(table["row_tasks"]):
-        task = np.full(facts["packets"] * facts["values"], -1, np.int64)
+        task = np.full(facts["values"], -1, np.int64)
         if row["records"] == name:
-            owner = np.arange(facts["packets"]) // RECORD_WORDS
+            owner = np.arange(facts["values"] // values) // RECORD_WORDS
             found.append(Written(number, owner, owner))
             continue
         for channel, *places in row["writes"]:
             if channel == name:
                 _mark(task, Places(*places), row["first"], row["first"] + row["tasks"])
-        task = task[:: facts["values"]]
+        task = task[::values]
         if (task >= 0).any():
             found.append(Written(number, task, _sm_of(task, row, sms)))
     return found

@@ -34,6 +34,8 @@ app = typer.Typer(
     epilog=EXITS,
 )
 
+Compiled = Annotated[Path, typer.Argument(help="a compiled package")]
+Weights = Annotated[Path, typer.Option(help="a folder or a file of safetensors, or a GGUF file")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="print results and errors only")]
 
 
@@ -145,10 +147,8 @@ def compile_command(
     )
 )
 def run(
-    package: Annotated[Path, typer.Argument(help="a compiled package")],
-    weights: Annotated[
-        Path, typer.Option(help="a folder or a file of safetensors, or a GGUF file")
-    ],
+    package: Compiled,
+    weights: Weights,
     prompt: Annotated[
         str | None, typer.Option(help="text to go on from; without it, --chat asks you")
     ] = None,
@@ -188,10 +188,8 @@ def run(
     )
 )
 def check(
-    package: Annotated[Path, typer.Argument(help="a compiled package")],
-    weights: Annotated[
-        Path, typer.Option(help="a folder or a file of safetensors, or a GGUF file")
-    ],
+    package: Compiled,
+    weights: Weights,
     device: Annotated[
         str, typer.Option(help="reference-bf16, the kernel's rounding on the CPU, or cuda:N")
     ] = "reference-bf16",
@@ -267,7 +265,7 @@ def check(
     )
 )
 def inspect(
-    package: Annotated[Path, typer.Argument(help="a compiled package")],
+    package: Compiled,
     context: Annotated[
         int | None, typer.Option(min=0, help="positions held, for the prediction; else all")
     ] = None,
