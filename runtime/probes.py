@@ -7,6 +7,7 @@ import ctypes
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,19 +24,18 @@ SPREAD = 0.25  # of the median, between the second least and the second largest
 LIMIT_CLOCKS = 4_000_000_000  # about 2 s at 1.98 GHz
 PIECE_BYTES, RING_BYTES = 16384, 12 * 16384
 STREAM_BYTES = 4_000_000_000 // PIECE_BYTES * PIECE_BYTES  # so much that caches do not matter
-PACKETS, MOST_PACKETS, PACKET_BYTES = (
-    8,
-    2048,
-    8,
-)  # a block's; those that the threads of one can poll
-ROUNDS = 2000
+# 32-bit words of each block in an exchange: of few and of many, between which prices are a line.
+FEW, MANY = 8, 64
+EXCHANGES = {"packet": ("exchange_packets", 1), "copied": ("exchange_packets", 2), "block": ("exchange_blocks", 1)}
+PACKET_BYTES, FLAG_BYTES = 8, 16
+ROUNDS = 1000
 LAUNCHES = 50
 SMEM = "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"
 POINTER, WORD, LONG = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64
 
 
 def measure(base: Target, index: int = 0) -> Target:
-    """`base` with what GPU `index` has and is measured at: name, SMs, shared memory, bandwidth and three times.
+    """`base` with what GPU `index` has and is measured at: name, SMs, shared memory, bandwidth and times.
 
     Raises DeviceError for a GPU that is not there, no Hopper GPU, too full, or on which a probe waits in vain;
     TileirError for a base without kernels, and for figures that differ wildly between repeats.
@@ -55,10 +55,25 @@ def measure(base: Target, index: int = 0) -> Target:
             sms=sms,
             smem_bytes=smem,
             stream_tbps=_figure("stream_tbps", "TB/s", probes.stream_tbps),
-            hop_us=_figure("hop_us", "µs", probes.hop_us),
+            hop_us=_figure("hop_us", "µs", partial(probes.exchange_us, "packet", FEW)),
+            **_prices(probes),
             mbarrier_us=_figure("mbarrier_us", "µs", probes.mbarrier_us),
             launch_us=_figure("launch_us", "µs", probes.launch_us),
         )
+
+
+def _prices(probes: "_Probes") -> dict[str, float]:
+    """What each kind of exchange costs: to begin, and for each word that an SM reads."""
+    found = {}
+    for kind in EXCHANGES:
+        few, many = (
+            _figure(f"{kind}_us", "µs", partial(probes.exchange_us, kind, n)) for n in (FEW, MANY)
+        )
+        # A line through noise may fall.
+        word = max((many - few) / (probes.sms * (MANY - FEW)), 1e-9)
+        begin = max(few - word * probes.sms * FEW, 1e-3)
+        found |= {f"{kind}_us": float(f"{begin:.4g}"), f"{kind}_word_us": float(f"{word:.4g}")}
+    return found
 
 
 def _label(name: str) -> str:
@@ -90,11 +105,6 @@ class _Probes:
 
     def __post_init__(self) -> None:
         d = self.device
-        if self.sms * PACKETS > MOST_PACKETS:
-            raise DeviceError(
-                f"{d.name} has {self.sms} SMs",
-                hint=f"the probe of exchanges takes {MOST_PACKETS // PACKETS}",
-            )
         free = d.free_bytes()
         if free < STREAM_BYTES:
             raise DeviceError(
@@ -103,12 +113,13 @@ class _Probes:
             )
         module = d.module(PTX.read_text(encoding="utf-8"))
         self._stream = d.function(module, "stream_read", RING_BYTES)
-        self._hop = d.function(module, "hop")
+        self._exchange = {name: d.function(module, name) for name, _ in EXCHANGES.values()}
         self._mbarrier = d.function(module, "mbarrier")
         self._nothing = d.function(module, "nothing", self.smem)
         self._data = d.allocate(STREAM_BYTES, "the streaming probe")
-        self._packet_bytes = 2 * self.sms * PACKETS * PACKET_BYTES
-        self._packets = d.allocate(self._packet_bytes, "packets")
+        # Two places of two copies; the flags of blocks take no more than what packets have beside their words.
+        self._memory_bytes = 4 * self.sms * max(MANY * PACKET_BYTES, FLAG_BYTES)
+        self._memory = d.allocate(self._memory_bytes, "the probes of exchanges")
         self._status = d.allocate(4, "the probes' status")
 
     def stream_tbps(self) -> float:
@@ -119,11 +130,15 @@ class _Probes:
             STREAM_BYTES / self._timed("stream_read", self._stream, 32, RING_BYTES, arguments) / 1e9
         )
 
-    def hop_us(self) -> float:
-        """An exchange of PACKETS packets of each of all blocks, µs."""
-        self.device.fill(self._packets, self._packet_bytes)
-        arguments = [(self._packets, POINTER), (ROUNDS, WORD)]
-        return self._timed("hop", self._hop, 512, 0, arguments) * 1e3 / ROUNDS
+    def exchange_us(self, kind: str, words: int) -> float:
+        """An exchange of so many words of each of all blocks, of a kind of EXCHANGES, µs."""
+        name, copies = EXCHANGES[kind]
+        self.device.fill(self._memory, self._memory_bytes)
+        arguments: list[tuple[int, Any]] = [(self._memory, POINTER), (words, WORD)]
+        if name == "exchange_packets":
+            arguments.append((copies, WORD))
+        arguments.append((ROUNDS, WORD))
+        return self._timed(name, self._exchange[name], 512, 0, arguments) * 1e3 / ROUNDS
 
     def mbarrier_us(self) -> float:
         """A hand-over from warp to warp, µs; a round is two."""

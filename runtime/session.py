@@ -1,6 +1,7 @@
 """A model on a GPU: one launch a generation, tokens through mapped memory while it runs."""
 
 import ctypes
+import re
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,9 @@ from tileir.runtime.running import Running
 from tileir.runtime.upload import Uploader
 
 MAX_STOP_IDS = 64
+# Launch parameters: arguments of the kernel, in their order, and constants of its PTX.
+ARGUMENTS = ("tape_window", "alone_bytes", "splits")
+CONSTANTS = ("replicas", "poll_sleep_ns")
 SPARE_BYTES = 256 << 20
 LIMIT_CLOCKS = 4_000_000_000  # about 2 s at 1.98 GHz
 
@@ -26,7 +30,8 @@ class CudaSession:
     """A loaded package on one GPU. Not for several threads at once.
 
     tensors: arrays by state-dict name, packed on the GPU. index: the GPU's number. `launch`: how kernels are launched,
-    by the names of manifest["launch_limits"], which has each one's least and most.
+    by the names of manifest["launch_limits"], which has each one's least and most. The driver assembles the kernel anew,
+    some seconds, for values of CONSTANTS that it has not had.
     Raises DeviceError for a GPU that is not there, of another generation or too small, PackageError for weights that do
     not fit.
     """
@@ -63,9 +68,9 @@ class CudaSession:
         m = self.manifest
         self._check_device(d)
         self._check_memory(d)
-        module = d.module(ptx)
-        self._decode = d.function(module, m["kernels"]["decode"], m["smem_bytes"])
-        if d.resident_blocks(self._decode, m["threads"], m["smem_bytes"]) < 1:
+        self._ptx, self._kernels = ptx, dict[tuple[int, ...], Any]()
+        module, decode = self._assembled()
+        if d.resident_blocks(decode, m["threads"], m["smem_bytes"]) < 1:
             raise DeviceError(f"a block of {m['smem_bytes']} bytes does not fit an SM of {d.name}")
         pack = d.function(module, m["kernels"]["pack"])
         sizes = m["memory"]
@@ -89,6 +94,18 @@ class CudaSession:
         d.upload(table, self._table)
         self._epoch = 0
         self._limit = LIMIT_CLOCKS
+
+    def _assembled(self) -> tuple[Any, Any]:
+        """The module and the decode kernel with the launch's constants, assembled by the driver the first time."""
+        values = tuple(self.launch[name] for name in CONSTANTS)
+        if values not in self._kernels:
+            d, m, ptx = self._device, self.manifest, self._ptx
+            for name, value in zip(CONSTANTS, values, strict=True):
+                ptx = re.sub(rf"\d+ /\*{name}\*/", f"{value} /*{name}*/", ptx)
+            module = d.module(ptx)
+            decode = d.function(module, m["kernels"]["decode"], m["smem_bytes"])
+            self._kernels[values] = module, decode
+        return self._kernels[values]
 
     def _check_device(self, d: Device) -> None:
         m = self.manifest
@@ -218,6 +235,7 @@ class CudaSession:
             raise DeviceError("this session is generating", hint="finish or close that iterator")
         d, m = self._device, self.manifest
         check_launch(self.launch, m["launch_limits"])
+        _, decode = self._assembled()
         if self._epoch + steps >= 2**32 - 1:
             self._forget_epochs()
         self._mailbox[:] = 0
@@ -231,8 +249,8 @@ class CudaSession:
         )
         words = (
             *(len(m["table"]), len(ids), steps, self._epoch, position, self._stride),
-            *(len(stop_ids), steps - 1),
-            *(self.launch[name] for name in ("tape_window", "alone_bytes")),
+            *(len(stop_ids), self._epoch + steps),
+            *(self.launch[name] for name in ARGUMENTS),
         )
         arguments: list[tuple[int, Any]] = [(p, ctypes.c_void_p) for p in pointers]
         arguments += [(w, ctypes.c_uint32) for w in words]
@@ -242,7 +260,7 @@ class CudaSession:
         try:
             self._begin = d.event()
             d.launch(
-                self._decode,
+                decode,
                 (m["sms"],),
                 m["threads"],
                 m["smem_bytes"],

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from tileir.codegen.kernel import MAILBOX_TOKENS, MARKS, STOPPED, WAIT_CODES, Control
+from tileir.codegen.kernel import CONSTANTS, MAILBOX_TOKENS, MARKS, STOPPED, WAIT_CODES, Control
 from tileir.codegen.plan import Plan, read_plan
 from tileir.codegen.ptx import DECODE, PACK, assemble, kernel_module, to_ptx
 from tileir.codegen.recipe import packing_recipe
@@ -33,7 +33,7 @@ PIPELINE = (
     "builtin.module(absorb-latents{{enable={absorb}}},graph-fuse,"
     "specialize-gpu{{devices={devices} placement={placement} target={target} print-candidates={candidates}}},"
     "tile-graph{{tokens={tokens} sequences={sequences} page={page} pages={pages}}},"
-    "fuse-communication,specialize-block{{target={target}}},select-sync,specialize-warp{{target={target}}},"
+    "fuse-communication,specialize-block{{target={target}}},select-sync{{target={target}}},specialize-warp{{target={target}}},"
     "schedule-pipeline{{target={target}}},outline-stages{{target={target}}},"
     "allocate-memory{{target={target} trace={trace}}},verify-schedule{{target={target}}})"
 )
@@ -204,7 +204,7 @@ def _insert(pipeline: str, behind: Mapping[str, str]) -> str:
 
 def _manifest(plans: list[Plan], recipes: list[dict[str, Any]]) -> dict[str, Any]:
     """The manifest; what is told of a GPU is told of the first one."""
-    plan, recipe, tape = plans[0], recipes[0], plans[0].rings["tape"]
+    plan, recipe = plans[0], recipes[0]
     problem, control = problem_of(plan.device, plan.target), Control(plan)
     rows = problem.rows
     return {
@@ -230,8 +230,7 @@ def _manifest(plans: list[Plan], recipes: list[dict[str, Any]]) -> dict[str, Any
             "stop": STOPPED,
         },
         "waits": list(WAIT_CODES.values()),
-        "launch": {"tape_window": tape.window, "alone_bytes": plan.target.alone_bytes},
-        "launch_limits": {"tape_window": [1, tape.slots], "alone_bytes": [0, 1 << 20]},
+        **_launch(plan),
         "marks": list(MARKS),
         "bodies": [body.name for body in plan.bodies],
         "row_bodies": [get(row, "body") for row in plan.rows],
@@ -248,6 +247,24 @@ def _manifest(plans: list[Plan], recipes: list[dict[str, Any]]) -> dict[str, Any
             "exchange": get(plan.device, "exchange_bytes"),
             "trace": plan.trace_bytes,
         },
+    }
+
+
+def _launch(plan: Plan) -> dict[str, Any]:
+    """What a launch may change, and least and most of each."""
+    splits = [get(op, "splits") for op in walk(plan.device, "engine.attend")]
+    replicas = [get(op, "replicas") for op in walk(plan.device, "engine.channel")]
+    tape, most = plan.rings["tape"], max(splits, default=1)
+    limits = {
+        "tape_window": (tape.window, 1, tape.slots),
+        "alone_bytes": (plan.target.alone_bytes, 0, 1 << 20),
+        "splits": (most, 1, most),
+        "replicas": (CONSTANTS["replicas"], 1, max(replicas, default=1)),
+        "poll_sleep_ns": (CONSTANTS["poll_sleep_ns"], 0, 1000),
+    }
+    return {
+        "launch": {name: value for name, (value, *_) in limits.items()},
+        "launch_limits": {name: [least, most] for name, (_, least, most) in limits.items()},
     }
 
 

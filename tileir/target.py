@@ -30,6 +30,9 @@ class Target:
     window: copies of a ring on their way at once; their bytes, over a copy's latency, bound the bandwidth.
     alone_bytes: old rows of a kv head, keys and values, that one split takes alone at most: more are worth a combine.
     stream_tbps: measured streaming read, TB/s; hop_us: one packet exchange, µs. Both feed the cost model.
+    packet_us, packet_word_us: measured exchange among all SMs by packets, µs: to begin, and for each 32-bit word that
+    an SM reads; copied_us, copied_word_us: of packets in two copies, each for half of the SMs; block_us,
+    block_word_us: of words behind a release flag for each SM. select-sync goes by them.
     mbarrier_us: measured hand-over by an mbarrier between two warps of an SM, µs; launch_us: a cooperative launch of
     one block an SM that does nothing, µs.
     chip, ptx: what LLVM and ptxas are told; empty chip means that no PTX is made.
@@ -47,6 +50,12 @@ class Target:
     alone_bytes: int
     stream_tbps: float
     hop_us: float
+    packet_us: float
+    packet_word_us: float
+    copied_us: float
+    copied_word_us: float
+    block_us: float
+    block_word_us: float
     mbarrier_us: float
     launch_us: float
     chip: str = ""
@@ -81,6 +90,12 @@ _H100 = Target(
     alone_bytes=32768,
     stream_tbps=3.12,
     hop_us=1.0,
+    packet_us=0.5,
+    packet_word_us=0.095e-3,
+    copied_us=0.5,
+    copied_word_us=0.097e-3,
+    block_us=2.6,
+    block_word_us=0.03e-3,
     mbarrier_us=0.039,
     launch_us=1.9,
     chip="sm_90a",
@@ -91,7 +106,17 @@ TARGETS = {
     target.name: target
     for target in (
         _H100,
-        replace(_H100, name="h200", window=3, stream_tbps=4.65),
+        replace(
+            _H100,
+            name="h200",
+            stream_tbps=4.65,
+            packet_us=0.62,
+            packet_word_us=0.103e-3,
+            copied_us=0.61,
+            copied_word_us=0.105e-3,
+            block_us=2.22,
+            block_word_us=0.055e-3,
+        ),
         # A small device for tests and for machines without a GPU; nothing is emitted for it.
         replace(
             _H100,

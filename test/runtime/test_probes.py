@@ -18,7 +18,7 @@ H100 = TARGETS["h100"]
 
 @dataclass
 class Gpu:
-    """Streams 3 TB/s, exchanges in 0.8 µs, hands over in 0.05 µs, launches in 4 µs, each times the next of `drift`."""
+    """Streams 3 TB/s, hands over in 0.05 µs, launches in 4 µs, each times the next of `drift`; exchanges at a price."""
 
     name: str = "NVIDIA H100 PCIe"
     sms: int = 114
@@ -73,12 +73,18 @@ class Gpu:
         values = [value for value, _ in arguments]
         us = {
             "stream_read": lambda: values[1] * 16384 / 3e6,
-            "hop": lambda: values[1] * 0.8,
+            "exchange_packets": lambda: values[3] * self.packets_us(*values[1:3]),
+            "exchange_blocks": lambda: values[2] * (2.5 + 0.02e-3 * values[1] * self.sms),
             "mbarrier": lambda: values[0] * 2 * 0.05,
             "nothing": lambda: 4.0,
         }[function]()
         self.ms += us / 1e3 * self.drift[len(self.launches) % len(self.drift)]
         self.launches.append((function, grid[0], threads, smem))
+
+    def packets_us(self, words: int, copies: int) -> float:
+        """One exchange of so many words of each SM."""
+        begin, each = {1: (0.5, 0.1e-3), 2: (0.4, 0.15e-3)}[copies]
+        return begin + each * words * self.sms
 
     def event(self) -> float:
         return self.ms
@@ -106,8 +112,9 @@ def patch() -> Iterator[pytest.MonkeyPatch]:
 
 def test_probes_assemble() -> None:
     _, facts = assemble(PTX.read_text(), H100)
-    assert set(facts) == {"stream_read", "hop", "mbarrier", "nothing"}
-    assert [f.spill_bytes for f in facts.values()] == [0] * 4
+    exchanges = {"exchange_packets", "exchange_blocks"}
+    assert set(facts) == {"stream_read", "mbarrier", "nothing"} | exchanges
+    assert [f.spill_bytes for f in facts.values()] == [0] * 5
 
 
 def test_every_loop_that_waits_has_a_limit() -> None:
@@ -125,13 +132,20 @@ def test_figures_are_what_the_device_does(patch: pytest.MonkeyPatch) -> None:
     found = measure(H100)
     assert (found.name, found.sms, found.smem_bytes) == ("nvidia-h100-pcie", 114, 232448)
     assert found.stream_tbps == pytest.approx(3.0, rel=1e-3)
-    assert found.hop_us == pytest.approx(0.8, rel=1e-3)
+    assert found.hop_us == pytest.approx(0.5 + 0.1e-3 * 8 * 114, rel=1e-3)
+    assert found.packet_us == pytest.approx(0.5, rel=1e-2)
+    assert found.packet_word_us == pytest.approx(0.1e-3, rel=1e-2)
+    assert found.copied_us == pytest.approx(0.4, rel=1e-2)
+    assert found.copied_word_us == pytest.approx(0.15e-3, rel=1e-2)
+    assert found.block_us == pytest.approx(2.5, rel=1e-2)
+    assert found.block_word_us == pytest.approx(0.02e-3, rel=1e-2)
     assert found.mbarrier_us == pytest.approx(0.05, rel=1e-3)
     assert found.launch_us == pytest.approx(4.0, rel=1e-3)
     assert (found.window, found.chip, found.threads) == (H100.window, "sm_90a", H100.threads)
     assert set(gpu.launches) == {
         ("stream_read", 114, 32, 196608),
-        ("hop", 114, 512, 0),
+        ("exchange_packets", 114, 512, 0),
+        ("exchange_blocks", 114, 512, 0),
         ("mbarrier", 114, 64, 0),
         ("nothing", 114, H100.threads, 232448),
     }
@@ -140,7 +154,7 @@ def test_figures_are_what_the_device_does(patch: pytest.MonkeyPatch) -> None:
 
 def test_one_repeat_may_be_off(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(probes, "Device", Gpu(drift=(*(1.0,) * 20, 9.0)))
-    assert measure(H100).hop_us == pytest.approx(0.8, rel=1e-3)
+    assert measure(H100).hop_us == pytest.approx(0.5912, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -149,10 +163,12 @@ def test_one_repeat_may_be_off(patch: pytest.MonkeyPatch) -> None:
         (Gpu(drift=(1.0, 1.0, 3.0)), ("stream_tbps differs", "1 … 3 TB/s", "end other work")),
         (Gpu(major=8, name="NVIDIA A100"), ("NVIDIA A100 is no Hopper GPU", "H100 and H200")),
         (Gpu(free=1 << 30), ("1073741824 bytes are free", "end other processes")),
-        (Gpu(sms=300), ("300 SMs", "takes 256")),
-        (Gpu(stuck="hop"), ("probe hop waited in vain on NVIDIA H100 PCIe", "end other processes")),
+        (
+                Gpu(stuck="exchange_blocks"),
+                ("probe exchange_blocks waited in vain on NVIDIA H100 PCIe", "end other processes"),
+            ),
     ],
-    ids=["noise", "generation", "memory", "SMs", "stuck"],
+    ids=["noise", "generation", "memory", "stuck"],
 )
 def test_mistakes(gpu: Gpu, words: tuple[str, ...], patch: pytest.MonkeyPatch) -> None:
     patch.setattr(probes, "Device", gpu)

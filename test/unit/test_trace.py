@@ -19,8 +19,10 @@ from tileir.tools.trace import PARTS, Trace, load_trace
 ROWS = ["contract_0", "attend_0"]
 TIMES = {
     "begin": [[10, 500], [20, 520]],
-    "received": [[110, 700], [140, None]],
-    "multiplied": [[400, 900], [420, None]],
+    "received": [[100, 680], [130, None]],
+    "met": [[110, 700], [140, None]],
+    "multiplied": [[380, 890], [410, None]],
+    "joined": [[400, 900], [420, None]],
     "end": [[480, 960], [500, 530]],
     "tape_begin": [[0, None], [0, None]],
     "tape_end": [[90, None], [95, None]],
@@ -33,16 +35,18 @@ WAITED = [[50, 20], [60, 0]]
 def trace() -> Trace:
     """The two SMs count 2 and 1.5 clocks a ns, from different numbers on, and begin 100 ns apart."""
     clocks = np.zeros((2, 3, len(MARKS)), np.int64)
-    for sm, (rate, start, skew) in enumerate([(2.0, 10**9, 0), (1.5, 5 * 10**6, 100)]):
+    for sm, (rate, start, skew) in enumerate([(2.0, 2**33 - 300, 0), (1.5, 5 * 10**6, 100)]):
         for name, times in TIMES.items():
             for row, at in enumerate(times[sm]):
-                if at is not None:
-                    clocks[sm, row, MARKS.index(name)] = start + rate * at
+                # What a row does not note is what an earlier one, or the step before, has left.
+                at = times[sm][0] if at is None and row else at
+                at = -5000 if at is None else at
+                clocks[sm, row, MARKS.index(name)] = int(start + rate * at) & 0xFFFFFFFF
         clocks[sm, :2, MARKS.index("waited")] = [rate * w for w in WAITED[sm]]
-        step = {"begin": start, "received": 7000 + skew, "end": start + rate * 1000}
+        step = {"begin": start, "received": 7000 + skew, "end": start + int(rate * 1000)}
         for name, value in (step | {"multiplied": 8000 + skew}).items():
             clocks[sm, 2, MARKS.index(name)] = value
-    return Trace(clocks, list(MARKS), ROWS, 3_120_000, 3.12)
+    return Trace(clocks, list(MARKS), ROWS, [2_808_000, 312_000], 3.12)
 
 
 def test_clocks_of_all_sms_are_one_time() -> None:
@@ -53,15 +57,18 @@ def test_clocks_of_all_sms_are_one_time() -> None:
 
 def test_parts_add_up() -> None:
     parts = trace().parts()
-    assert np.allclose(parts["exchange"], [[100, 200], [120, 10]])
+    assert np.allclose(parts["exchange"], [[90, 180], [110, 10]])
+    assert np.allclose(parts["warps"], [[30, 30], [20, 0]])
     assert np.allclose(parts["weights"], [[50, 20], [60, 0]])
-    assert np.allclose(parts["work"], [[240, 180], [220, 0]])
+    assert np.allclose(parts["work"], [[220, 170], [210, 0]])
     assert np.allclose(parts["epilogue"], [[80, 60], [80, 0]])
 
 
 def test_table() -> None:
     lines = trace().table().splitlines()
-    assert lines[1].split() == ["contract_0", "1", "0.1", "0.1", "0.2", "0.1", "0.5"]
+    assert lines[0].split() == ["stage", "rows", *PARTS, "sum", "floor", "loss"]
+    figures = ["0.1", "0.0", "0.1", "0.2", "0.1", "0.5", "0.9", "-0.4"]
+    assert lines[1].split() == ["contract_0", "1", *figures]
     assert lines[3].split()[:2] == ["all", "2"]
     assert "step 1.1 µs; floor 1.0 µs: 3.1 MB at 3.12 TB/s; loss 0.1 µs" in lines[-1]
 
@@ -107,5 +114,5 @@ def test_kernels_that_trace_and_those_that_do_not() -> None:
     # One is the time stamp of a step's end, for launches that ask for it; five are the watchdog's, of one that hangs.
     assert traced.ptx.count("%globaltimer;") == 3 + 5
     assert plain.ptx.count("%globaltimer;") == 1 + 5
-    assert plain.ptx.count("%clock64") == 2
+    assert plain.ptx.count("%clock") == plain.ptx.count("%clock64") == 2
     assert traced.manifest["assembled"]["spill_bytes"] == 0

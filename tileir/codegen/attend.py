@@ -70,13 +70,15 @@ class Attend:
         def a_part(group: Value, split: Value, slot: Value, parity: Value) -> list[Value]:
             with k.thread_here(), k.words_again():
                 self._receive(group, split)
-            k.consumers_meet()
             k.mark("received")
+            k.consumers_meet()
+            k.mark("met")
             *state, slot, parity = self._rows(split, slot, parity)
-            k.mark("multiplied")
             with k.thread_here(), k.words_again():
                 self._merge(state)
+                k.mark("multiplied")
                 k.consumers_meet()
+                k.mark("joined")
                 self._publish(group, split)
             k.consumers_meet()
             return [slot, parity]
@@ -272,9 +274,9 @@ class Attend:
         """Join the warps' states, a thread two values; publish the result, or the split's part of it."""
         k, half = self.k, self.size // 2
         partial, *_ = self.op.operation.operands
-        part = k.operand(self.body, partial)
+        part = k.outlet(self.body, partial)
         finish = [o for o in self.op.operation.regions[0].blocks[0] if name_of(o) == "tile.finish"]
-        result = k.operand(self.body, finish[0].operands[0])
+        result = k.outlet(self.body, finish[0].operands[0])
         pairs = self.groups * half
 
         def one(index: Value) -> None:

@@ -193,6 +193,12 @@ def here(value: Value) -> Value:
     return llvm.inline_asm(value.type, [value], "mov.u32 $0, $1;", "=r,r", has_side_effects=True)
 
 
+def assembled(name: str, value: int) -> Value:
+    """A constant i32 that LLVM does not know: whoever assembles the PTX may write another value before its name."""
+    text = f"mov.u32 $0, {value} /*{name}*/;"
+    return llvm.inline_asm(type_of("i32"), [], text, "=r")
+
+
 def pointer_bits(pointer: Value) -> Value:
     """A pointer as an i64."""
     return llvm.ptrtoint(type_of("i64"), pointer)
@@ -350,9 +356,10 @@ def named_barrier(number: int, threads: int) -> None:
     nvvm.barrier(barrier_id=const(number), number_of_threads=const(threads))
 
 
-def nanosleep(duration: int) -> None:
+def nanosleep(duration: int | Value) -> None:
     """Leave the issue slots to others for up to twice so many ns."""
-    llvm.call_intrinsic(None, "llvm.nvvm.nanosleep", [const(duration)], [], [])
+    duration = duration if isinstance(duration, ir.Value) else const(duration)
+    llvm.call_intrinsic(None, "llvm.nvvm.nanosleep", [duration], [], [])
 
 
 def clock() -> Value:

@@ -21,7 +21,7 @@ def combine(k: Kernel, body: Body) -> None:
     partials = list(region.operation.operands)[0]
     _, heads, splits, row = static_shape(partials)
     size, threads = row - 2, k.plan.threads
-    source, channel = k.operand(body, partials), k.operand(body, op.operation.operands[0])
+    source, channel = k.operand(body, partials), k.outlet(body, op.operation.operands[0])
     first, count = k.share(heads)
     # Where one split has all rows, attention has filled the channel.
     count = b.select(is_alone(k, size, splits, get(region, "window")), 0, count)

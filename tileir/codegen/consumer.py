@@ -32,15 +32,12 @@ def consumer(k: Kernel) -> None:
         k.step, k.epoch = step, step + k.arg["epoch_base"] + 1
         k.position = step * k.arg["stride"] + k.arg["position_base"]
         k.token = carried[4]
-        k.begin_trace(step, b.eq(k.tid, 0))
         k.row = k.arg["rows"]
-        k.mark("begin")
-        k.mark("received", b.global_timer)
+        k.time_step("begin", "received")
         *state, _ = b.for_(zero, k.arg["rows"], [*carried, zero], a_row)
         k.row = k.arg["rows"]
         token, go = _finish_step(k, state[4])
-        k.mark("end")
-        k.mark("multiplied", b.global_timer)
+        k.time_step("end", "multiplied")
         return [step + 1, go, *state[:4], token]
 
     def a_row(index: Value, *carried: Value) -> list[Value]:
@@ -55,7 +52,7 @@ def consumer(k: Kernel) -> None:
         k.mark("begin")
         state = _dispatch(k, k.plan.bodies, state)
         k.mark("end")
-        k.mark_waited()
+        k.end_row()
         return [*state, half ^ 1]
 
     start = [zero, b.const(True, "i1"), zero, zero, zero, zero, token]
@@ -105,7 +102,7 @@ def lookup(k: Kernel, body: Body) -> None:
     scale = get(region, "scale")
     packets = get(op, "rows")
     first, count = k.share(packets)
-    channel, table = k.operand(body, op.operation.operands[0]), k.operand(body, table_value)
+    channel, table = k.outlet(body, op.operation.operands[0]), k.operand(body, table_value)
 
     def pairs(i: Value) -> list[Value]:
         index = first + i * k.plan.threads + k.tid
@@ -136,13 +133,23 @@ def choose(k: Kernel, body: Body) -> Value:
     sms = k.plan.sms
     best = b.const(0, "i64")
     for low in range(0, sms, k.plan.threads):
-        sm = b.umin(k.tid + low, sms - 1)
-        words = poll_at(k, [(c, sm * 2 + e) for c in channels for e in (0, 1)], together=True)
-        for key, index in zip(words[::2], words[1::2], strict=True):
-            best = b.umax(best, (b.i64(key) << 32) | b.i64(index ^ -1))
+        best = _best_from(k, channels, low, best)
     # Readers' side of the state order: what the records' writers had appended may now be read.
     b.fence_gpu()
     return b.i32(reduce_best(k, best, CHOICE)) ^ -1
+
+
+def _best_from(k: Kernel, channels: list[Value], low: int, best: Value) -> Value:
+    """The best of `best` and the candidates of SM `low` + this thread's number, if there is one."""
+    sm = b.umin(k.tid + low, k.plan.sms - 1)
+
+    def ask() -> list[Value]:
+        words = poll_at(k, [(c, sm * 2 + e) for c in channels for e in (0, 1)], together=True)
+        pairs = zip(words[::2], words[1::2], strict=True)
+        return [b.tree([best, *((b.i64(x) << 32) | b.i64(i ^ -1) for x, i in pairs)], b.umax)]
+
+    # Warps without an SM ask for nothing, lest they all ask for the last one's line.
+    return b.if_(b.ult(k.warp * 32, k.plan.sms - low), ask, lambda: [best], ["i64"])[0]
 
 
 def _finish_step(k: Kernel, choice: Value) -> tuple[Value, Value]:

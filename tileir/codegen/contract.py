@@ -32,11 +32,13 @@ def contract(k: Kernel, body: Body, slot: Value, parity: Value) -> list[Value]:
     weights = _Weights(k, multiply, count)
     slot, parity, *blocks = weights.ask_early(slot, parity)
     norm = _receive(k, body)
-    k.consumers_meet()
     k.mark("received")
-    slot, parity = weights.multiply(slot, parity, *blocks)
     k.consumers_meet()
+    k.mark("met")
+    slot, parity = weights.multiply(slot, parity, *blocks)
     k.mark("multiplied")
+    k.consumers_meet()
+    k.mark("joined")
     _emit(k, body, first, count, norm, words)
     return [slot, parity]
 
@@ -88,11 +90,7 @@ def _receive_some(
         memory = k.operand(body, list(norm.operation.operands)[1])
         places = [b.at(memory, b.i64(n * 4), f * 4) for n, f in zip(numbers, firsts, strict=True)]
         scales = [b.constant_load("i32", place, 4) for place in places]
-    packets = [
-        b.at(channel, b.i64(n * PACKET_BYTES), f * PACKET_BYTES)
-        for n, f in zip(numbers, firsts, strict=True)
-    ]
-    words, squares = poll(k, packets, k.tid, together=True), []
+    words, squares = _poll_some(k, channel, pairs, firsts), []
     x = b.at(k.smem, k.tid * 4, k.plan.x_offset)
     for q, (first, word) in enumerate(zip(firsts, words, strict=True)):
         mine = None if whole[q] else b.ult(k.tid, pairs - first)
@@ -105,6 +103,34 @@ def _receive_some(
         store = partial(b.store, word, b.at(x, None, first * 4), 4)
         store() if mine is None else b.if_(mine, store)
     return squares
+
+
+def _poll_some(k: Kernel, channel: Value, pairs: int, firsts: list[int]) -> list[Value]:
+    """This thread's packets from each of `firsts` on, of `pairs`.
+
+    A line that every SM's surplus threads asked for would be served last: they ask for their first packet again, and
+    warps that have none for nothing.
+    """
+    threads, mine = k.plan.threads, k.tid * PACKET_BYTES
+    begin = firsts[0]
+    if begin + threads > pairs:
+        mine = b.umin(k.tid, pairs - 1 - begin) * PACKET_BYTES
+    own = b.at(channel, b.i64(mine))
+    places = [b.at(own, None, begin * PACKET_BYTES)]
+    for first in firsts[1:]:
+        if first + threads <= pairs:
+            places.append(b.at(own, None, first * PACKET_BYTES))
+        else:
+            offset = b.select(b.ult(k.tid, pairs - first), b.const(first), b.const(begin))
+            places.append(b.at(own, b.i64(offset * PACKET_BYTES)))
+
+    def ask() -> list[Value]:
+        return poll(k, places, k.tid, together=True)
+
+    if begin + threads - 32 < pairs:
+        return ask()
+    none = [b.const(0)] * len(places)
+    return b.if_(b.ult(k.warp * 32, pairs - begin), ask, lambda: none, ["i32"] * len(places))
 
 
 def _part(k: Kernel, tile: Value, warp: Any, static: int = 0) -> Value:
@@ -231,7 +257,7 @@ def _fetch(k: Kernel, body: Body, first: Value, count: Value) -> list[Value]:
 def _emit(k: Kernel, body: Body, first: Value, count: Value, norm: Any, words: list[Value]) -> None:
     """Add the warps' sums, four rows a thread, and run the row's segment."""
     op = body.find("engine.emit")
-    channel = k.operand(body, op.operation.operands[0])
+    channel = k.outlet(body, op.operation.operands[0])
     chooses = bool(list(walk(op, "tile.candidate")))
     types = ["i64"] if chooses else []
     scale = _row_scale(k, body, norm)

@@ -11,7 +11,7 @@ from typing import Any
 
 from tileir.codegen import builder as b
 from tileir.codegen.exchange import poll_pair, publish_pair
-from tileir.codegen.kernel import Kernel
+from tileir.codegen.kernel import Kernel, Outlet
 from tileir.codegen.plan import Body
 from tileir.dialect.attributes import get, name_of, shape_of, static_shape
 
@@ -27,7 +27,7 @@ class Rows:
     k: Kernel
     body: Body
     index: Value
-    channel: Value
+    channel: Outlet | None
     best: list[Value]
 
 

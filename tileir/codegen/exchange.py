@@ -8,20 +8,24 @@ from functools import partial, reduce
 from typing import Any
 
 from tileir.codegen import builder as b
-from tileir.codegen.kernel import PACKET, Kernel
+from tileir.codegen.kernel import PACKET, Kernel, Outlet
 from tileir.mlir import arith
 
 Value = Any
 PACKET_BYTES = 8
 
 
-def publish_pair(k: Kernel, channel: Value, packet: Value, payload: Value) -> None:
-    """Store a payload (i32) as packet number `packet` of a channel, for this step's epoch."""
+def publish_pair(k: Kernel, channel: Outlet, packet: Value, payload: Value) -> None:
+    """Store a payload (i32) as packet number `packet` of a channel, in each copy, for this step's epoch."""
     word = (b.i64(k.epoch) << 32) | b.i64(payload)
-    b.store(word, b.at(channel, b.i64(packet) * PACKET_BYTES), 8, **b.RELAXED)
+    to = b.at(channel.pointer, b.i64(packet) * PACKET_BYTES)
+    b.store(word, to, 8, **b.RELAXED)
+    if channel.replica_bytes:
+        again = b.at(to, None, channel.replica_bytes)
+        b.if_(b.ne(k.constant("replicas"), 1), lambda: b.store(word, again, 8, **b.RELAXED))
 
 
-def publish_float(k: Kernel, channel: Value, packet: Value, value: Value) -> None:
+def publish_float(k: Kernel, channel: Outlet, packet: Value, value: Value) -> None:
     """Store an f32 as a packet."""
     publish_pair(k, channel, packet, b.f32_to_bits(value))
 
@@ -52,5 +56,10 @@ def poll(k: Kernel, pointers: list[Value], detail: Value, *, together: bool = Fa
 
     agree = b.vote_all if together else lambda go: go
     report = partial(k.report, PACKET, detail)
-    words = k.spin(attempt, ["i64"] * len(pointers), report, agree=agree)
+
+    def pause() -> None:
+        nap = k.constant("poll_sleep_ns")
+        b.if_(b.ne(nap, 0), lambda: b.nanosleep(nap))
+
+    words = k.spin(attempt, ["i64"] * len(pointers), report, agree=agree, pause=pause)
     return [b.i32(w) for w in words]

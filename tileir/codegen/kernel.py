@@ -6,6 +6,7 @@ runs `steps` steps at most; a block that begins no row for `limit` clocks gives 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -38,10 +39,17 @@ ARGUMENTS = {
     "position_base": "i32",  # the first step's position
     "stride": "i32",  # by how much a step moves the position: 1, or 0 to measure
     "stop_count": "i32",
-    "traced_step": "i32",
+    "traced_epoch": "i32",  # of the step that a kernel which traces takes note of
     "tape_window": "i32",  # copies of the tape on their way at once
     "alone_bytes": "i32",  # old rows of a kv head, k and v, that one split takes alone
+    "splits": "i32",  # that take old rows, at most, where they are more
     "limit": "i64",
+}
+# Launch parameters that stand in the PTX as constants, so that what they leave out costs nothing: the loader writes
+# them there, and the driver assembles the kernel again. By name, what they are unless told otherwise.
+CONSTANTS = {
+    "replicas": 1,  # copies that are written of channels which have room for two
+    "poll_sleep_ns": 0,  # for which a poll that failed sleeps
 }
 MAILBOX_TOKENS = 64
 
@@ -56,11 +64,11 @@ WAIT_CODES = {
 }
 PACKET, EMPTY, WINDOW, FULL, RECORD = WAIT_CODES
 
-# What a kernel that traces notes of each row on each SM: clocks, and clocks spent waiting for a ring.
-MARKS = (
-    *("begin", "received", "multiplied", "end", "waited"),  # warp 0
-    *("tape_begin", "tape_end", "state_begin", "state_end"),
-)
+# What a kernel that traces notes of each row on each SM: clocks, and clocks spent waiting for a ring. Warp 0 keeps its
+# own in shared memory until the row ends, their low words; what it has not noted of a row is older than the row's begin.
+# "met" and "joined" lie behind the barriers after "received" and "multiplied".
+CONSUMER_MARKS = ("begin", "received", "met", "multiplied", "joined", "end", "waited")
+MARKS = (*CONSUMER_MARKS, "tape_begin", "tape_end", "state_begin", "state_end")
 
 # Byte offsets in the scratch region.
 SQUARES = 0  # two halves of f32 per warp
@@ -72,7 +80,7 @@ FINISHED = 788  # i32: no further step will be consumed
 HEART = 792  # i32: changes with every row that consumers begin
 RECORD_FULL, RECORD_EMPTY = 800, 808
 LOADED = 824  # two i32: a loader has ended
-WAITED = 816  # i64: clocks that thread 0 has waited for full slots in this row
+NOTED = 896  # i32 a mark of CONSUMER_MARKS: low words of clocks; "waited": clocks of warp 0's waits for full slots
 LATE = 832  # i32: waits are reported, and last until the block is dead
 SLEEP_NS = 2000
 
@@ -96,6 +104,14 @@ class Control:
 HUNG, STOPPED = 1, 2
 
 
+@dataclass(frozen=True)
+class Outlet:
+    """Where a row writes a channel: its first copy, and bytes from there to the second, 0 if there is none."""
+
+    pointer: Value
+    replica_bytes: int
+
+
 class Kernel:
     """What all emitters share: arguments, places in memory, waits.
 
@@ -117,19 +133,35 @@ class Kernel:
         self.position: Value = None
         self.token: Value = None
         self.step: Value = None
-        self.traced: Value = None
 
     # ---- where things are
 
     def operand(self, body: Body, value: Value) -> Value:
-        """The address of a row's operand, by the body's argument that stands for it."""
+        """The address of a row's operand, by the body's argument that stands for it; of a channel, the copy to read."""
+        pointer, copy_bytes = self._place(body, value)
+        if copy_bytes:
+            copy = self.sm & (self.constant("replicas") - 1)
+            pointer = b.at(pointer, b.i64(copy) * copy_bytes)
+        return pointer
+
+    def constant(self, name: str) -> Value:
+        """One of CONSTANTS."""
+        return b.assembled(name, CONSTANTS[name])
+
+    def outlet(self, body: Body, value: Value) -> "Outlet":
+        """Where a row writes a channel."""
+        return Outlet(*self._place(body, value))
+
+    def _place(self, body: Body, value: Value) -> tuple[Value, int]:
+        """The address of a row's operand, in a channel of this epoch; bytes from there to its second copy, 0 for none."""
         memory = {"channel": "exchange", "buffer": "constants", "state": "states"}
         argument = body.argument(value)
         offset = b.i64(self.words[HEADER_WORDS + argument]) * UNIT
-        depth, copy_bytes = self.plan.copies(body, argument)
-        if depth > 1:
-            offset = offset + b.i64(self.epoch % depth) * copy_bytes
-        return b.at(self.arg[memory[place_of(value)]], offset)
+        copies = self.plan.copies(body, argument)
+        if copies.depth > 1:
+            offset = offset + b.i64(self.epoch % copies.depth) * copies.bytes
+        replica = copies.depth * copies.bytes if copies.replicas > 1 else 0
+        return b.at(self.arg[memory[place_of(value)]], offset), replica
 
     def runs(self, body: Body) -> Value:
         """Whether the row is one of this body's."""
@@ -155,20 +187,53 @@ class Kernel:
 
     # ---- the trace
 
-    def begin_trace(self, step: Value, only: Value | None = None) -> None:
-        """From here on marks are noted if this is the traced step, by the threads that `only` says."""
-        if self.plan.trace_bytes:
-            self.traced = b.eq(step, self.arg["traced_step"])
-            if only is not None:
-                self.traced = b.both(self.traced, only)
+    def mark(self, name: str) -> None:
+        """A consumer: note the clock of the traced step. All of warp 0 does, since branches of a warp are cheap."""
 
-    def mark(self, name: str, value: Callable[[], Value] = b.clock) -> None:
-        """Note the clock, or another i64, of this row."""
+        def note() -> None:
+            b.store(b.i32(b.clock()), self._noted(name), 4)
+
         if self.plan.trace_bytes:
-            rows = self.arg["rows"] + 1
-            place = (self.sm * rows + self.row) * len(MARKS) + MARKS.index(name)
-            to = b.at(self.arg["trace"], b.i64(place) * 8)
-            b.if_(self.traced, lambda: b.store(value(), to, 8))
+            b.if_(b.both(b.eq(self.warp, 0), self._is_traced), note)
+
+    def end_row(self) -> None:
+        """Thread 0, in the traced step: what it has noted of this row goes where the host finds it."""
+
+        def write() -> None:
+            first = self._mark_at(CONSUMER_MARKS[0])
+            for i, name in enumerate(CONSUMER_MARKS):
+                noted = b.i64(b.load("i32", self._noted(name), 4))
+                b.store(noted, b.at(first, None, 8 * i), 8)
+            b.store(b.const(0), self._noted("waited"), 4)
+
+        if self.plan.trace_bytes:
+            b.if_(b.both(b.eq(self.tid, 0), self._is_traced), write)
+
+    def time_step(self, clock: str, timer: str) -> None:
+        """Thread 0, in the traced step: the clock and the GPU's timer, as these marks of the row behind the last."""
+
+        def write() -> None:
+            for name, value in ((clock, b.clock()), (timer, b.global_timer())):
+                b.store(value, self._mark_at(name), 8)
+
+        if self.plan.trace_bytes:
+            b.if_(b.both(b.eq(self.tid, 0), self._is_traced), write)
+
+    def mark_loader(self, name: str) -> None:
+        """A loader: the clock of this row."""
+        if self.plan.trace_bytes:
+            b.if_(self._is_traced, lambda: b.store(b.clock(), self._mark_at(name), 8))
+
+    @property
+    def _is_traced(self) -> Value:
+        return b.eq(self.epoch, self.arg["traced_epoch"])
+
+    def _noted(self, name: str) -> Value:
+        return b.at(self.scratch, None, NOTED + 4 * CONSUMER_MARKS.index(name))
+
+    def _mark_at(self, name: str) -> Value:
+        place = (self.sm * (self.arg["rows"] + 1) + self.row) * len(MARKS) + MARKS.index(name)
+        return b.at(self.arg["trace"], b.i64(place) * 8)
 
     def wait_full(self, ring: Ring, slot: Value, parity: Value) -> None:
         """A consumer: until a slot holds data. A kernel that traces counts the clocks of waits, not of looks."""
@@ -179,20 +244,14 @@ class Kernel:
             return
 
         def counted() -> None:
-            before, memory = b.clock(), b.at(self.scratch, None, WAITED)
+            before, memory = b.clock(), self._noted("waited")
             wait()
-            took = b.clock() - before
-            b.if_(self.traced, lambda: b.store(b.load("i64", memory, 8) + took, memory, 8))
+            took = b.i32(b.clock() - before)
+            mine = b.both(b.eq(self.warp, 0), self._is_traced)
+            b.if_(mine, lambda: b.store(b.load("i32", memory, 4) + took, memory, 4))
 
         full = nvvm.mbarrier_test_wait(barrier, parity, results=[b.type_of("i1")])
         b.if_(b.negate(full), counted)
-
-    def mark_waited(self) -> None:
-        """Note what wait_full has counted, and begin anew."""
-        memory = b.at(self.scratch, None, WAITED)
-        self.mark("waited", lambda: b.load("i64", memory, 8))
-        if self.plan.trace_bytes:
-            b.if_(self.traced, lambda: b.store(b.const(0, "i64"), memory, 8))
 
     # ---- waits
 
@@ -203,11 +262,12 @@ class Kernel:
         report: Callable[[], Value],
         every: int = 64,
         agree: Callable[[Value], Value] = lambda go: go,
+        pause: Callable[[], None] = lambda: None,
     ) -> list[Value]:
         """Repeat attempt() -> (ready, values) until ready, or until the block is dead (watchdog).
 
         Only each `every`-th failure looks. report: makes what is said of the wait if it is late, by `report` below.
-        agree: makes a warp give up as one. There are many spins: what is not the attempt is kept short, for the
+        agree: makes a warp give up as one. pause: what follows a failure. There are many spins: what is not the attempt is kept short, for the
         instruction caches.
         """
 
@@ -216,6 +276,7 @@ class Kernel:
             return b.both(b.negate(ready), go), [count, ready, *values]
 
         def again(count: Value, _ready: Value, *_values: Value) -> list[Value]:
+            pause()
             due = b.eq((count + 1) & (every - 1), 0)
             alive = b.const(True, "i1")
             (go,) = b.if_(due, lambda: [self._alive(report, agree)], lambda: [alive], ["i1"])
@@ -294,11 +355,14 @@ class Kernel:
                     nvvm.mbarrier_init(empty, b.const(self.plan.warps))
             for offset in (RECORD_FULL, RECORD_EMPTY):
                 nvvm.mbarrier_init(b.at(self.scratch, None, offset), b.const(1))
-            for offset in (DEAD, FINISHED, HEART, WAITED, WAITED + 4, LOADED, LATE):
+            for offset in (DEAD, FINISHED, HEART, LOADED, LATE):
                 b.store(b.const(0), b.at(self.scratch, None, offset), 4)
             # Of two loaders; one that there is not has ended.
             second = 0 if "state" in self.plan.rings else 1
             b.store(b.const(second), b.at(self.scratch, None, LOADED + 4), 4)
+            if self.plan.trace_bytes:
+                for name in CONSUMER_MARKS:
+                    b.store(b.const(0), self._noted(name), 4)
             nvvm.fence_mbarrier_init()
 
         b.if_(b.eq(self.tid, 0), setup)

@@ -54,11 +54,10 @@ def tape_loader(k: Kernel) -> None:
 
     def a_step(step: Value, slot: Value, parity: Value) -> list[Value]:
         k.epoch = step + k.arg["epoch_base"] + 1
-        k.begin_trace(step)
 
         def a_row(index: Value, *carried: Value) -> list[Value]:
             k.words, k.row = k.row_words(index), index
-            k.mark("tape_begin")
+            k.mark_loader("tape_begin")
             found = _by_body(
                 k,
                 states,
@@ -66,7 +65,7 @@ def tape_loader(k: Kernel) -> None:
                 lambda: [*tiles(*carried[:3]), carried[3]],
                 CARRIED,
             )
-            k.mark("tape_end")
+            k.mark_loader("tape_end")
             return found
 
         carried = [start, slot, parity, b.const(NO_POSITION)]
@@ -89,7 +88,7 @@ def state_loader(k: Kernel) -> None:
 
     def a_row(index: Value, slot: Value, parity: Value) -> list[Value]:
         k.words, k.row = k.row_words(index), index
-        k.mark("state_begin")
+        k.mark_loader("state_begin")
         found = _by_body(
             k,
             bodies,
@@ -97,12 +96,11 @@ def state_loader(k: Kernel) -> None:
             lambda: [slot, parity],
             ["i32"] * 2,
         )
-        k.mark("state_end")
+        k.mark_loader("state_end")
         return found
 
     def a_step(step: Value, _stop: Value, slot: Value, parity: Value) -> list[Value]:
         k.epoch = step + k.arg["epoch_base"] + 1
-        k.begin_trace(step)
         k.row = b.const(0)
         k.position, stop = k.receive_record(step & 1)
         last = b.ne(stop, 0)
@@ -125,9 +123,10 @@ def state_loader(k: Kernel) -> None:
 
 def split_rows(k: Kernel, op: Any, split: Value) -> tuple[Value, Value]:
     """First old row of a split at the step's position, and how many (docs/ir.md, state order)."""
-    splits = get(op, "splits")
     low = _first_seen(k, get(op, "window"))
     old = k.position - low
+    # Splits beyond the launch's number find nothing left, and publish that.
+    splits = b.umin(k.arg["splits"], get(op, "splits"))
     chunk = b.select(alone(k, op), old, (old + (splits - 1)) // splits)
     first = b.umin(low + split * chunk, k.position)
     last = b.umin(first + chunk, k.position)

@@ -77,6 +77,15 @@ class Body:
 
 
 @dataclass(frozen=True)
+class Copies:
+    """How many copies a channel has by epoch, the bytes of one, and how often all of them are there for its readers."""
+
+    depth: int
+    bytes: int
+    replicas: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """An engine.device, in Python: sizes in bytes."""
 
@@ -111,13 +120,14 @@ class Plan:
         """Consumer threads of a block."""
         return self.warps * 32
 
-    def copies(self, body: Body, argument: int) -> tuple[int, int]:
-        """How many copies by epoch the operand of a body has, and the bytes of one; (1, 0) if not a channel."""
+    def copies(self, body: Body, argument: int) -> Copies:
+        """Of the operand of a body, which outline-stages keeps equal in all rows of it."""
         row = next(i for i, r in enumerate(self.rows) if get(r, "body") == body.name)
         declared = self.operands[row][argument]
         if name_of(declared) != "engine.channel":
-            return 1, 0
-        return get(declared, "depth"), packets_of(declared.operation.results[0]) * 8
+            return Copies(1, 0, 1)
+        size = packets_of(declared.operation.results[0]) * 8
+        return Copies(get(declared, "depth"), size, get(declared, "replicas"))
 
     def table(self) -> list[list[int]]:
         """The phase table's rows of words."""

@@ -33,7 +33,9 @@ class Row:
         count, (thread, threads) = size // 2, self.threads
         self.pairs = [thread + n * threads for n in range(-(-count // threads))]
         self.mine = [b.ult(pair, count) for pair in self.pairs]
-        self.inside = [b.umin(pair, count - 1) for pair in self.pairs]
+        # Threads without a pair ask for others', spread: a line that all of them asked for would be served last.
+        spread = thread & ((1 << (count.bit_length() - 1)) - 1)
+        self.inside = [b.select(m, pair, spread) for m, pair in zip(self.mine, self.pairs, strict=True)]
 
     @property
     def threads(self) -> tuple[Value, int]:
@@ -119,7 +121,7 @@ def rows(k: Kernel, body: Body) -> None:
     channel = op.operation.operands[0]
     width = static_shape(channel)[1] // get(op, "space")
     (load, *_) = walk(op, "tile.load")
-    to, size = k.operand(body, channel), get(load, "size")
+    to, size = k.outlet(body, channel), get(load, "size")
     first, count = k.share(get(op, "rows"))
 
     def a_row(i: Value) -> list[Value]:

@@ -94,13 +94,18 @@ class RingOp(Engine.Operation, name="ring"):
 
 
 class ChannelOp(Engine.Operation, name="channel"):
-    """Values that cross SMs, [T, …]; `depth` copies by epoch, at byte `offset` of the exchange memory."""
+    """Values that cross SMs, [T, …]; `depth` copies by epoch, at byte `offset` of the exchange memory.
+
+    All of them are there `replicas` times, one behind the other: writers write each, a reader reads that of its SM's
+    number mod the launch's `replicas`, so that fewer SMs ask for one line at once.
+    """
 
     sym_name: ir.StringAttr
     payload: ir.StringAttr
     protocol: ir.StringAttr
     level: ir.StringAttr
     depth: ir.IntegerAttr
+    replicas: ir.IntegerAttr
     result: Result[Tensor]
 
     @staticmethod
@@ -114,6 +119,11 @@ class ChannelOp(Engine.Operation, name="channel"):
                 (protocol in PROTOCOLS, f"protocol {protocol!r} is none of {PROTOCOLS}"),
                 (level in LEVELS, f"level {level!r} is none of {LEVELS}"),
                 (get(op, "depth") >= 1, "depth is at least 1"),
+                (get(op, "replicas") in (1, 2), "replicas is 1 or 2"),
+                (
+                    get(op, "replicas") == 1 or (protocol, level) == ("packet", "gpu"),
+                    'only packets of level "gpu" have replicas',
+                ),
                 (place_of(op.operation.results[0]) == "channel", "result is no channel"),
             ],
         )

@@ -22,7 +22,7 @@ ALIGNMENT = 256  # of whatever lies in global memory
 SCRATCH_BYTES = 2048
 BARRIER_BYTES = 16  # of a slot: full and empty
 PACKET_BYTES = 8
-MARK_BYTES = 8 * 9  # of a row on an SM: what codegen's MARKS name
+MARK_BYTES = 8 * 11  # of a row on an SM: what codegen's MARKS name
 ELEMENT_BYTES = {"bf16": 2, "f32": 4, "i32": 4}
 
 
@@ -104,9 +104,9 @@ def _values(op: Any) -> int:
 
 
 def _channel_bytes(op: Any) -> int:
-    """`depth` copies of packets, each two bf16, one f32 or one word of a record."""
+    """`replicas` times `depth` copies of packets, each two bf16, one f32 or one word of a record."""
     packets = _values(op) // 2 if get(op, "payload") == "bf16x2" else _values(op)
-    return packets * PACKET_BYTES * int(get(op, "depth"))
+    return packets * PACKET_BYTES * int(get(op, "depth") * get(op, "replicas"))
 
 
 def _tensor_bytes(op: Any) -> int:

@@ -140,7 +140,9 @@ class _Outliner:
 
     def __init__(self, index: int, names: dict[Any, str]) -> None:
         self.index, self.names = index, names
-        self.bodies: dict[str, str] = {}
+        # By text, and by what codegen is told of channels' copies, which the text does not have.
+        self.bodies: dict[Any, str] = {}
+        self.copies: dict[str, tuple[int, int]] = {}
         self.rows: list[tuple[Any, dict[str, Any]]] = []
         self.taken, self.numbers = set(names.values()), dict[str, int]()
         self.scratch: Any = None
@@ -177,8 +179,9 @@ class _Outliner:
         for op in stages:
             value = op.operation.results[0]
             if value in used and value in self.names:
-                parts = ("payload", "protocol", "level", "depth")
+                parts = ("payload", "protocol", "level", "depth", "replicas")
                 facts = {n: decided(op, n, "select-sync") for n in parts}
+                self.copies[self.names[value]] = facts["depth"], facts["replicas"]
                 self._one("engine.channel", value, declared, facts)
 
     def _one(self, op: str, value: Any, declared: set[str], facts: dict[str, Any]) -> None:
@@ -207,7 +210,8 @@ class _Outliner:
             if states:
                 put(body, **{edge: states})
         # Without `assume_verified` printing verifies the whole module: quadratic.
-        text = body.get_asm(assume_verified=True)
+        copies = tuple(self.copies.get(name) for name in names)
+        text = body.get_asm(assume_verified=True), copies
         if text in self.bodies:
             body.erase()
         else:

@@ -7,7 +7,6 @@ from tileir.dialect.attributes import get, name_of, static_shape, walk
 from tileir.errors import TileirError
 from tileir.mlir import ir, new_context
 from tileir.package import Package
-from tileir.packing import tape_layout
 
 STATE_BYTES = 2  # a value of a KV cache, bf16
 BLOCK_BYTES = 1024  # 16 rows × 32 values of a weight, bf16
@@ -91,17 +90,8 @@ def _kernel(package: Package) -> dict[str, int] | None:
 
 def _token(package: Package, held: int) -> dict[str, Any]:
     """What a step reads, on the GPU that reads most."""
-    reads = []
-    with new_context(), ir.Location.unknown():
-        module = ir.Module.parse(package.engine_text)
-        for device, recipe in zip(walk(module, "engine.device"), package.packing, strict=True):
-            tape = tape_layout(recipe["tape"], package.manifest["sms"]).size
-            bodies = {get(b, "sym_name"): b for b in walk(device, "engine.body")}
-            rows = [bodies[get(row, "body")] for row in walk(device, "engine.row")]
-            experts = sum(_expert_bytes(f) for b in rows for f in walk(b, "engine.fill"))
-            cached = sum(_cache_bytes(f, held) for b in rows for f in walk(b, *_CACHE_FILLS))
-            reads.append((tape + experts, cached))
-    weights, cached = max(reads, key=sum)
+    totals = [tuple(map(sum, zip(*rows, strict=True))) for rows in row_bytes(package, held)]
+    weights, cached = max(totals, key=sum)
     rate = package.manifest["stream_tbps"]
     return {
         "context": held,
@@ -111,6 +101,27 @@ def _token(package: Package, held: int) -> dict[str, Any]:
         "stream_tbps": rate,
         "predicted_ms": (weights + cached) / (rate * 1e9),
     }
+
+
+def row_bytes(package: Package, held: int) -> list[list[tuple[int, int]]]:
+    """(bytes of weights, bytes of KV) that each row of the phase table reads of one token, by GPU.
+
+    held: positions that the KV cache holds.
+    """
+    found = []
+    with new_context(), ir.Location.unknown():
+        module = ir.Module.parse(package.engine_text)
+        for device, recipe in zip(walk(module, "engine.device"), package.packing, strict=True):
+            tape = {e["row"]: e["tiles"] * e["blocks"] * BLOCK_BYTES for e in recipe["tape"]}
+            bodies = {get(b, "sym_name"): b for b in walk(device, "engine.body")}
+            rows = []
+            for number, row in enumerate(walk(device, "engine.row")):
+                body = bodies[get(row, "body")]
+                experts = sum(_expert_bytes(f) for f in walk(body, "engine.fill"))
+                cached = sum(_cache_bytes(f, held) for f in walk(body, *_CACHE_FILLS))
+                rows.append((tape.get(number, 0) + experts, cached))
+            found.append(rows)
+    return found
 
 
 _CACHE_FILLS = ("engine.fill_rows", "engine.fill_gathered")

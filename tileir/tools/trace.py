@@ -1,7 +1,8 @@
 """Where a step's time goes: the clocks of a kernel that traces, as a table, a Perfetto file and a picture.
 
 `CudaSession.trace` notes, on every SM, when each row of the phase table begins, has its input, has multiplied and ends
-(warp 0), and when the loaders are at it. SMs count their own clocks; the GPU's timer, which all share, ties them.
+(warp 0), when other warps have, and when the loaders are at it. SMs count their own clocks; the GPU's timer, which all
+share, ties them.
 """
 
 import json
@@ -18,21 +19,28 @@ from tileir.package import Package
 from tileir.tools.pictures import pyplot_for
 
 # What warp 0 does between two marks of a row.
-PARTS = ("exchange", "weights", "work", "epilogue")
-COLOURS = {"exchange": "#d95f02", "weights": "#7570b3", "work": "#1b9e77", "epilogue": "#66a61e"}
+PARTS = ("exchange", "warps", "weights", "work", "epilogue")
+COLOURS = {
+    "exchange": "#d95f02",
+    "warps": "#e7298a",
+    "weights": "#7570b3",
+    "work": "#1b9e77",
+    "epilogue": "#66a61e",
+}
+CLOCK_MASK = 0xFFFFFFFF  # what marks hold of a clock
 
 
 @dataclass(frozen=True)
 class Trace:
     """One step. clocks: [sms, rows + 1, marks] int64, the last row being the step. rows: each row's body.
 
-    bytes: of weights and KV that the step reads; stream_tbps: at which the target can stream them, TB/s.
+    bytes: of weights and KV that each row reads; stream_tbps: at which the target can stream them, TB/s.
     """
 
     clocks: np.ndarray
     marks: list[str]
     rows: list[str]
-    bytes: int
+    bytes: list[int]
     stream_tbps: float
 
     def save(self, path: Path) -> None:
@@ -45,16 +53,16 @@ class Trace:
     @cached_property
     def ns(self) -> np.ndarray:
         """Every mark's time in ns from the step's first, [sms, rows, marks] f64; NaN where there is none."""
-        step = self.clocks[:, -1].astype(np.float64)
+        step, marks = self.clocks[:, -1], self.clocks[:, :-1]
         begin, timer, timer_end, end = (step[:, self.marks.index(n)] for n in _STEP)
         rate = (timer_end - timer) / (end - begin)
-        marks = self.clocks[:, :-1].astype(np.float64)
-        found = timer[:, None, None] + (marks - begin[:, None, None]) * rate[:, None, None]
-        inside = (marks >= begin[:, None, None]) & (marks <= end[:, None, None])
+        since = (marks - begin[:, None, None]) & CLOCK_MASK
+        found = (timer - timer.min())[:, None, None] + since * rate[:, None, None]
+        inside = since <= (end - begin)[:, None, None]
         waited = self.marks.index("waited")
-        found[..., waited] = marks[..., waited] * rate[:, None] + timer.min()
+        found[..., waited] = marks[..., waited] * rate[:, None]
         inside[..., waited] = True
-        return np.where(inside, found - timer.min(), np.nan)
+        return np.where(inside, found, np.nan)
 
     @property
     def step_ns(self) -> float:
@@ -64,34 +72,45 @@ class Trace:
         return float(step[:, last].max() - step[:, first].min())
 
     def parts(self) -> dict[str, np.ndarray]:
-        """What warp 0 did of each row, in ns, [sms, rows]: PARTS. A row without tasks on an SM is all exchange."""
+        """What warp 0 did of each row, in ns, [sms, rows]: PARTS.
+
+        It waited for other SMs, for other warps of its SM and for the ring, multiplied, and did what comes behind. A
+        row without tasks on an SM is all exchange.
+        """
         at = {name: self.ns[..., i] for i, name in enumerate(self.marks)}
         begin, end = at["begin"], at["end"]
-        received = np.where(at["received"] >= begin, at["received"], np.nan)
-        multiplied = np.where(at["multiplied"] >= received, at["multiplied"], np.nan)
-        busy = ~np.isnan(multiplied) & (multiplied <= end)
-        waited = np.minimum(at["waited"], np.where(busy, multiplied - received, 0))
-        return {
-            "exchange": np.where(busy, received - begin, end - begin),
-            "weights": np.where(busy, waited, 0.0),
-            "work": np.where(busy, multiplied - received - waited, 0.0),
-            "epilogue": np.where(busy, end - multiplied, 0.0),
+        received, met, multiplied, joined = (
+            at[n] for n in ("received", "met", "multiplied", "joined")
+        )
+        # What a row has not noted is an earlier row's.
+        busy = (begin <= received) & (received <= met) & (met <= multiplied) & (joined <= end)
+        waited = np.minimum(at["waited"], np.where(busy, multiplied - met, 0))
+        parts = {
+            "exchange": received - begin,
+            "warps": met - received + joined - multiplied,
+            "weights": waited,
+            "work": multiplied - met - waited,
+            "epilogue": end - joined,
         }
+        idle = {"exchange": end - begin}
+        return {name: np.where(busy, took, idle.get(name, 0.0)) for name, took in parts.items()}
 
     def table(self) -> str:
-        """µs a step of each kind of stage, a mean over SMs, and the loss against the floor."""
+        """µs a step of each kind of stage, a mean over SMs; its bytes at the target's rate, and the loss against them."""
         parts = self.parts()
         kinds = list(dict.fromkeys(self.rows))
-        lines = [f"{'stage':14}{'rows':>6}" + "".join(f"{p:>11}" for p in PARTS) + f"{'sum':>11}"]
+        heads = (*PARTS, "sum", "floor", "loss")
+        lines = [f"{'stage':14}{'rows':>6}" + "".join(f"{head:>10}" for head in heads)]
         for kind in [*kinds, "all"]:
             mine = [i for i, body in enumerate(self.rows) if kind in (body, "all")]
             micro = [float(parts[p][:, mine].sum(1).mean()) / 1e3 for p in PARTS]
-            figures = "".join(f"{m:11.1f}" for m in [*micro, sum(micro)])
-            lines.append(f"{kind:14}{len(mine):6}{figures}")
-        floor = self.bytes / self.stream_tbps / 1e6
-        step = self.step_ns / 1e3
+            floor = sum(self.bytes[i] for i in mine) / self.stream_tbps / 1e6
+            micro += [sum(micro), floor, sum(micro) - floor]
+            lines.append(f"{kind:14}{len(mine):6}" + "".join(f"{m:10.1f}" for m in micro))
+        total, step = sum(self.bytes), self.step_ns / 1e3
+        floor = total / self.stream_tbps / 1e6
         lines.append(
-            f"step {step:.1f} µs; floor {floor:.1f} µs: {self.bytes / 1e6:.1f} MB at {self.stream_tbps} TB/s; "
+            f"step {step:.1f} µs; floor {floor:.1f} µs: {total / 1e6:.1f} MB at {self.stream_tbps} TB/s; "
             f"loss {step - floor:.1f} µs"
         )
         return "\n".join(lines)
@@ -163,13 +182,13 @@ def record_trace(package: Package, weights: Path, position: int, device: str) ->
         raise TileirError("this package does not trace", hint="tileir compile MODEL --trace")
     if not device.startswith("cuda"):
         raise TileirError(f"device {device!r} has no clocks", hint="a GPU traces: cuda:N")
-    from tileir.tools.figures import figures
+    from tileir.tools.figures import row_bytes
 
-    facts = figures(package, position)["token"]
+    read = [sum(both) for both in row_bytes(package, position)[0]]
     with closing(package.load(weights, device)) as session:
         clocks = session.trace(position)  # type: ignore[attr-defined]  # a CudaSession, by its device
     m = package.manifest
-    return Trace(clocks, m["marks"], m["row_bodies"], facts["bytes"], facts["stream_tbps"])
+    return Trace(clocks, m["marks"], m["row_bodies"], read, m["stream_tbps"])
 
 
 def load_trace(path: Path) -> Trace:
