@@ -9,7 +9,7 @@
 
 "engine.device"() ({
   // expected-error @below {{protocol 'mail' is none of}}
-  %c = "engine.channel"() {sym_name = "c", payload = "f32", protocol = "mail", level = "gpu", depth = 1 : i64} : () -> tensor<1x8xf32, "channel">
+  %c = "engine.channel"() {sym_name = "c", payload = "f32", protocol = "mail", replicas = 1 : i64, level = "gpu", depth = 1 : i64} : () -> tensor<1x8xf32, "channel">
 }) {index = 0 : i64, devices = 1 : i64, sequences = 1 : i64, page = 0 : i64, sms = 4 : i64, consumer_warps = 4 : i64, tokens = 1 : i64, context = 8 : i64, vocabulary = 16 : i64} : () -> ()
 
 // -----

@@ -22,12 +22,12 @@ module attributes {tileir.level = "engine"} {
     // CHECK: "engine.state"() {offset = 0 : i64, sym_name = "k"} : () -> tensor<1x16x32xbf16, "state">
     %k = "engine.state"() {sym_name = "k", offset = 0 : i64} : () -> !state
     %v = "engine.state"() {sym_name = "v", offset = 1024 : i64} : () -> !state
-    // CHECK: "engine.channel"() {depth = 1 : i64, level = "gpu", offset = 0 : i64, payload = "bf16x2", protocol = "packet", sym_name = "x"}
-    %x = "engine.channel"() {sym_name = "x", payload = "bf16x2", protocol = "packet", level = "gpu", depth = 1 : i64, offset = 0 : i64} : () -> !x
-    // CHECK: "engine.channel"() {depth = 1 : i64, level = "gpu", offset = 256 : i64, payload = "f32", protocol = "block", sym_name = "partial"}
-    %partial = "engine.channel"() {sym_name = "partial", payload = "f32", protocol = "block", level = "gpu", depth = 1 : i64, offset = 256 : i64} : () -> !partial
-    // CHECK: "engine.channel"() {depth = 2 : i64, level = "peer", offset = 1024 : i64, payload = "record", protocol = "packet", sym_name = "best"}
-    %best = "engine.channel"() {sym_name = "best", payload = "record", protocol = "packet", level = "peer", depth = 2 : i64, offset = 1024 : i64} : () -> !best
+    // CHECK: "engine.channel"() {depth = 1 : i64, level = "gpu", offset = 0 : i64, payload = "bf16x2", protocol = "packet", replicas = 1 : i64, sym_name = "x"}
+    %x = "engine.channel"() {sym_name = "x", payload = "bf16x2", protocol = "packet", replicas = 1 : i64, level = "gpu", depth = 1 : i64, offset = 0 : i64} : () -> !x
+    // CHECK: "engine.channel"() {depth = 1 : i64, level = "gpu", offset = 256 : i64, payload = "f32", protocol = "block", replicas = 1 : i64, sym_name = "partial"}
+    %partial = "engine.channel"() {sym_name = "partial", payload = "f32", protocol = "block", replicas = 1 : i64, level = "gpu", depth = 1 : i64, offset = 256 : i64} : () -> !partial
+    // CHECK: "engine.channel"() {depth = 2 : i64, level = "peer", offset = 1024 : i64, payload = "record", protocol = "packet", replicas = 1 : i64, sym_name = "best"}
+    %best = "engine.channel"() {sym_name = "best", payload = "record", protocol = "packet", replicas = 1 : i64, level = "peer", depth = 2 : i64, offset = 1024 : i64} : () -> !best
     // CHECK: "engine.body"() ({
     // CHECK-NEXT: ^bb0(%[[X:.*]]: tensor<1x64xbf16, "channel">, %[[TABLE:.*]]: tensor<128x64xbf16, "buffer">):
     "engine.body"() ({

@@ -33,9 +33,9 @@ module attributes {tileir.level = "engine"} {
     %rope = "engine.buffer"() {sym_name = "rope", kind = "rope"} : () -> tensor<64x8x2xf32, "buffer">
     %k = "engine.state"() {sym_name = "k"} : () -> tensor<2x64x16xbf16, "state">
     %v = "engine.state"() {sym_name = "v"} : () -> tensor<2x64x16xbf16, "state">
-    %x = "engine.channel"() {sym_name = "x", payload = "bf16x2", protocol = "packet", level = "gpu", depth = 1 : i64} : () -> !x
-    %y = "engine.channel"() {sym_name = "y", payload = "bf16x2", protocol = "packet", level = "gpu", depth = 1 : i64} : () -> !y
-    %best = "engine.channel"() {sym_name = "best", payload = "record", protocol = "packet", level = "gpu", depth = 2 : i64} : () -> !best
+    %x = "engine.channel"() {sym_name = "x", payload = "bf16x2", protocol = "packet", replicas = 1 : i64, level = "gpu", depth = 1 : i64} : () -> !x
+    %y = "engine.channel"() {sym_name = "y", payload = "bf16x2", protocol = "packet", replicas = 1 : i64, level = "gpu", depth = 1 : i64} : () -> !y
+    %best = "engine.channel"() {sym_name = "best", payload = "record", protocol = "packet", replicas = 1 : i64, level = "gpu", depth = 2 : i64} : () -> !best
     "engine.body"() ({
     ^bb0(%in: !x, %out: !y):
       "engine.role"() ({

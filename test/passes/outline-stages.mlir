@@ -17,7 +17,7 @@
 // CHECK: engine.state
 // CHECK-SAME: sym_name = "qkv_0"
 // CHECK: engine.channel
-// CHECK-SAME: depth = 1 : i64, level = "gpu", payload = "bf16x2", protocol = "packet", sym_name = "embedding_0"
+// CHECK-SAME: depth = 1 : i64, level = "gpu", payload = "bf16x2", protocol = "packet", replicas = 1 : i64, sym_name = "embedding_0"
 // CHECK: sym_name = "qkv_1"
 // CHECK: sym_name = "qkv_2"
 // CHECK: sym_name = "linear_0"
@@ -56,7 +56,7 @@ module attributes {tileir.level = "tile", tileir.context = 64 : i64, tileir.voca
     %x = "tile.map"() ({
       %value = "tile.lookup"(%table) {scale = 1.0 : f64} : (!table) -> f32
       "tile.yield"(%value) : (f32) -> ()
-    }) {devices = array<i64: 0>, rows = 32 : i64, payload = "bf16x2", protocol = "packet", level = "gpu", depth = 1 : i64, phase = 0 : i64, rotation = 0 : i64} : () -> !x
+    }) {devices = array<i64: 0>, rows = 32 : i64, payload = "bf16x2", protocol = "packet", level = "gpu", depth = 1 : i64, replicas = 1 : i64, phase = 0 : i64, rotation = 0 : i64} : () -> !x
     %y = "tile.contract"(%x) ({
     ^bb0(%value: f32):
       %n = "tile.rms_norm"(%value, %n0) {eps = 1.0e-05 : f64, unit_offset = false} : (f32, !w) -> f32
@@ -69,7 +69,7 @@ module attributes {tileir.level = "tile", tileir.context = 64 : i64, tileir.voca
         "tile.yield"() : () -> ()
       }) {tiles = 4 : i64, inner = 4 : i64, step = 16 : i64, outer = 0 : i64, sources = array<i64: 0, 0, 0, 8>} : () -> ()
       "tile.yield"() : () -> ()
-    }) {devices = array<i64: 0>, weights = ["w0"], k = 64 : i64, groups = 1 : i64, k_parts = 1 : i64, tile_base = 0 : i64, tiles = 4 : i64, payload = "bf16x2", protocol = "packet", level = "gpu", depth = 1 : i64, release = ["qkv_0"], phase = 1 : i64, rotation = 0 : i64} : (!x) -> !x
+    }) {devices = array<i64: 0>, weights = ["w0"], k = 64 : i64, groups = 1 : i64, k_parts = 1 : i64, tile_base = 0 : i64, tiles = 4 : i64, payload = "bf16x2", protocol = "packet", level = "gpu", depth = 1 : i64, replicas = 1 : i64, release = ["qkv_0"], phase = 1 : i64, rotation = 0 : i64} : (!x) -> !x
     %z = "tile.contract"(%y) ({
     ^bb0(%value: f32):
       %n = "tile.rms_norm"(%value, %n1) {eps = 1.0e-05 : f64, unit_offset = false} : (f32, !w) -> f32
@@ -82,7 +82,7 @@ module attributes {tileir.level = "tile", tileir.context = 64 : i64, tileir.voca
         "tile.yield"() : () -> ()
       }) {tiles = 4 : i64, inner = 4 : i64, step = 16 : i64, outer = 0 : i64, sources = array<i64: 0, 0, 0, 8>} : () -> ()
       "tile.yield"() : () -> ()
-    }) {devices = array<i64: 0>, weights = ["w1"], k = 64 : i64, groups = 1 : i64, k_parts = 1 : i64, tile_base = 0 : i64, tiles = 4 : i64, payload = "bf16x2", protocol = "packet", level = "gpu", depth = 1 : i64, release = ["v"], phase = 2 : i64, rotation = 3 : i64} : (!x) -> !x
+    }) {devices = array<i64: 0>, weights = ["w1"], k = 64 : i64, groups = 1 : i64, k_parts = 1 : i64, tile_base = 0 : i64, tiles = 4 : i64, payload = "bf16x2", protocol = "packet", level = "gpu", depth = 1 : i64, replicas = 1 : i64, release = ["v"], phase = 2 : i64, rotation = 3 : i64} : (!x) -> !x
     %last = "tile.contract"(%z) ({
     ^bb0(%value: f32):
       "tile.yield"(%value) : (f32) -> ()
@@ -93,7 +93,7 @@ module attributes {tileir.level = "tile", tileir.context = 64 : i64, tileir.voca
         "tile.yield"() : () -> ()
       }) {tiles = 4 : i64, inner = 4 : i64, step = 16 : i64, outer = 0 : i64, sources = array<i64: 0, 0, 0, 8>} : () -> ()
       "tile.yield"() : () -> ()
-    }) {devices = array<i64: 0>, weights = ["w2"], k = 64 : i64, groups = 1 : i64, k_parts = 1 : i64, tile_base = 0 : i64, tiles = 4 : i64, payload = "bf16x2", protocol = "packet", level = "gpu", depth = 1 : i64, phase = 3 : i64, rotation = 0 : i64} : (!x) -> !x
+    }) {devices = array<i64: 0>, weights = ["w2"], k = 64 : i64, groups = 1 : i64, k_parts = 1 : i64, tile_base = 0 : i64, tiles = 4 : i64, payload = "bf16x2", protocol = "packet", level = "gpu", depth = 1 : i64, replicas = 1 : i64, phase = 3 : i64, rotation = 0 : i64} : (!x) -> !x
     return %last : !x
   }
 }

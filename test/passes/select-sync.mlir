@@ -12,7 +12,7 @@
 
 // CHECK-LABEL: func.func @step
 // CHECK: tile.map
-// CHECK: depth = 1 : i64, level = "gpu", payload = "bf16x2", protocol = "packet"
+// CHECK: depth = 1 : i64, level = "gpu", payload = "bf16x2", protocol = "packet", replicas = 1 : i64
 // CHECK: tile.contract
 // CHECK: tile.append
 // CHECK: depth = 1 : i64,

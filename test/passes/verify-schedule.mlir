@@ -14,14 +14,14 @@ module attributes {tileir.context = 32 : i64, tileir.level = "engine", tileir.pa
     %4 = "engine.state"() {offset = 1024 : i64, sym_name = "v_cache_0"} : () -> tensor<1x32x16xbf16, "state">
     %5 = "engine.buffer"() {kind = "tensor", offset = 6400 : i64, sym_name = "model.layers.0.post_attention_layernorm.weight"} : () -> tensor<32xbf16, "buffer">
     %6 = "engine.buffer"() {kind = "tensor", offset = 6656 : i64, sym_name = "model.norm.weight"} : () -> tensor<32xbf16, "buffer">
-    %7 = "engine.channel"() {depth = 1 : i64, level = "gpu", offset = 0 : i64, payload = "bf16x2", protocol = "packet", sym_name = "embedding_0"} : () -> tensor<1x32xbf16, "channel">
-    %8 = "engine.channel"() {depth = 1 : i64, level = "gpu", offset = 256 : i64, payload = "bf16x2", protocol = "packet", sym_name = "qkv_0"} : () -> tensor<1x64xbf16, "channel">
-    %9 = "engine.channel"() {depth = 1 : i64, level = "gpu", offset = 512 : i64, payload = "f32", protocol = "packet", sym_name = "partial_0"} : () -> tensor<1x2x1x18xf32, "channel">
-    %10 = "engine.channel"() {depth = 1 : i64, level = "gpu", offset = 1024 : i64, payload = "bf16x2", protocol = "packet", sym_name = "attention_0"} : () -> tensor<1x32xbf16, "channel">
-    %11 = "engine.channel"() {depth = 1 : i64, level = "gpu", offset = 1280 : i64, payload = "bf16x2", protocol = "packet", sym_name = "residual_0"} : () -> tensor<1x32xbf16, "channel">
-    %12 = "engine.channel"() {depth = 1 : i64, level = "gpu", offset = 1536 : i64, payload = "bf16x2", protocol = "packet", sym_name = "gated_0"} : () -> tensor<1x32xbf16, "channel">
-    %13 = "engine.channel"() {depth = 1 : i64, level = "gpu", offset = 1792 : i64, payload = "bf16x2", protocol = "packet", sym_name = "residual_1"} : () -> tensor<1x32xbf16, "channel">
-    %14 = "engine.channel"() {depth = 2 : i64, level = "gpu", offset = 2048 : i64, payload = "record", protocol = "packet", sym_name = "candidates_0"} : () -> tensor<1x4x2xi32, "channel">
+    %7 = "engine.channel"() {depth = 1 : i64, level = "gpu", offset = 0 : i64, payload = "bf16x2", protocol = "packet", replicas = 1 : i64, sym_name = "embedding_0"} : () -> tensor<1x32xbf16, "channel">
+    %8 = "engine.channel"() {depth = 1 : i64, level = "gpu", offset = 256 : i64, payload = "bf16x2", protocol = "packet", replicas = 1 : i64, sym_name = "qkv_0"} : () -> tensor<1x64xbf16, "channel">
+    %9 = "engine.channel"() {depth = 1 : i64, level = "gpu", offset = 512 : i64, payload = "f32", protocol = "packet", replicas = 1 : i64, sym_name = "partial_0"} : () -> tensor<1x2x1x18xf32, "channel">
+    %10 = "engine.channel"() {depth = 1 : i64, level = "gpu", offset = 1024 : i64, payload = "bf16x2", protocol = "packet", replicas = 1 : i64, sym_name = "attention_0"} : () -> tensor<1x32xbf16, "channel">
+    %11 = "engine.channel"() {depth = 1 : i64, level = "gpu", offset = 1280 : i64, payload = "bf16x2", protocol = "packet", replicas = 1 : i64, sym_name = "residual_0"} : () -> tensor<1x32xbf16, "channel">
+    %12 = "engine.channel"() {depth = 1 : i64, level = "gpu", offset = 1536 : i64, payload = "bf16x2", protocol = "packet", replicas = 1 : i64, sym_name = "gated_0"} : () -> tensor<1x32xbf16, "channel">
+    %13 = "engine.channel"() {depth = 1 : i64, level = "gpu", offset = 1792 : i64, payload = "bf16x2", protocol = "packet", replicas = 1 : i64, sym_name = "residual_1"} : () -> tensor<1x32xbf16, "channel">
+    %14 = "engine.channel"() {depth = 2 : i64, level = "gpu", offset = 2048 : i64, payload = "record", protocol = "packet", replicas = 1 : i64, sym_name = "candidates_0"} : () -> tensor<1x4x2xi32, "channel">
     "engine.body"() ({
     ^bb0(%arg0: tensor<1x32xbf16, "channel">, %arg1: tensor<64x32xbf16, "buffer">):
       "engine.role"() ({
