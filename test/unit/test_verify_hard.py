@@ -261,6 +261,23 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
         ),
         "channel linear_5 crosses GPUs, where its .* at one place",
     ),
+    "a routing of another scale on a GPU": (
+        on(1, sub(r"(engine.choose.*\bscale = )1\.", r"\g<1>2.")),
+        r"row 14 \(select_1\) of GPU 0 and row 14 \(select_1\) of GPU 1 make values 0 … 3 of channel routing_0, each "
+        "for its own GPU, by different operations.*missing: the same work on all GPUs",
+    ),
+    "scores of other weights on a GPU": (
+        on(1, sub(r'("residual_0", "linear_4".*weights = \["w", )"w"', r'\1"u"')),
+        "of channel linear_4, each for its own GPU, by different weights",
+    ),
+    "scores of another operand on a GPU": (
+        on(1, sub(r'"residual_0", "linear_4"', '"embedding_0", "linear_4"')),
+        "of channel linear_4, each for its own GPU, by different operands",
+    ),
+    "a GPU that adds in another order": (
+        on(1, sub(r'"tile.plus"\(%29, %30\)', '"tile.plus"(%30, %29)')),
+        "of channel residual_1, each for its own GPU, by different operations.*order of sums",
+    ),
     "another context on a GPU": (
         on(1, sub(r"\bcontext = 64", "context = 48")),
         "GPUs have context of|positions of a context of 48",
@@ -343,7 +360,7 @@ PROBLEM_DEFECTS: dict[str, tuple[Callable[[Problem], Problem], str]] = {
     ),
     "a routing for all SMs of one copy": (
         lambda p: channel(p, "routing_0", level="gpu"),
-        r"routing_0 has 1 copy: role state of row \d+ .* three copies",
+        r"routing_0 has 1 copy: role state of row \d+ .* which takes 3 copies",
     ),
     "one SM's values for its warps only": (
         lambda p: channel(p, "scores_0", level="sm"),
@@ -407,6 +424,14 @@ PROBLEM_DEFECTS: dict[str, tuple[Callable[[Problem], Problem], str]] = {
     "fewer pages than the table": (
         state("keys", positions=64),
         "one table of pages for all states names 8 of state kv and 4 of state keys",
+    ),
+    "a table of more pages on a GPU": (
+        lambda p: state("kv", positions=256)(state("keys", positions=256)(p)),
+        "one table of pages for all GPUs names 16 of state k.* of GPU 0 and 8 of state k.* of GPU 1",
+    ),
+    "a routing of two copies": (
+        lambda p: channel(p, "routing_0", depth=2),
+        "routing_0 of level 'sm' has 2 copies",
     ),
     "a crossing against the order": (
         lambda p: move(p, row_of(p, lambda r: r.written == "linear_5"), row_of(p, awaits_parts)),

@@ -238,6 +238,14 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
         sub(r" registers = \d+ : i64, state", " registers = 600 : i64, state"),
         "registers are asked for by an SM's roles",
     ),
+    "a consumer's thread of more registers than its budget": (
+        sub(r" registers = \d+ : i64, state", " registers = 112 : i64, state"),
+        "112 registers a consumer's thread; there are 104",
+    ),
+    "a loader's thread of more registers than its budget": (
+        sub(r"loader_registers = \d+", "loader_registers = 72"),
+        "72 registers a loader's thread; there are 64",
+    ),
     "too much shared memory": (
         sub(r"smem_bytes = \d+", "smem_bytes = 9999999"),
         "bytes of shared memory",

@@ -5,7 +5,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
-from tileir.dialect.attributes import get, name_of, place_of, static_shape, walk
+from tileir.dialect.attributes import get, located, name_of, place_of, static_shape, walk
 from tileir.dialect.tile import BLOCK_K, HALF_ROWS, TILE_ROWS, padded, statements_on
 from tileir.scheduling.problem import Alone, Body, Choice, OwnRow, Places, Stream, Whole
 
@@ -16,8 +16,8 @@ _FACTS = ("eps", "unit_offset", "first", "style")
 FILLS = ("engine.fill", "engine.fill_rows", "engine.fill_gathered")
 
 
-def describe(op: Any) -> Body:
-    """The facts of an engine.body."""
+def describe(op: Any, *, text: bool = False) -> Body:
+    """The facts of an engine.body; with its text, to be compared with other GPUs'."""
     number = list(op.operation.regions[0].blocks[0].arguments).index
     roles = {get(o, "sym_name"): o for o in walk(op, "engine.role")}
     kind = get(op, "kind")
@@ -44,8 +44,14 @@ def describe(op: Any) -> Body:
         released=tuple(get(op, "release", [])),
         acquired=tuple(get(op, "acquire", [])),
         program=tuple(name_of(o).removeprefix("engine.") for o in program),
+        text=_text(op) if text else "",
         **(facts | {"waits": (*facts.get("waits", ()), *awaited)}),
     )
+
+
+def _text(op: Any) -> str:
+    """The body as IR, without its name."""
+    return str(op.operation.get_asm(assume_verified=True)).rpartition("sym_name = ")[0]
 
 
 def _argument(op: Any, number: int) -> Any:
@@ -86,6 +92,7 @@ def _drain(op: Any, fills: list[Stream], number: Number) -> Stream:
             splits=splits,
             head_size=get(op, "k"),
             arguments=filled,
+            location=located(op),
         )
     return _weights(op, "consumer", number)
 
@@ -101,6 +108,7 @@ def _weights(op: Any, role: str, number: Number) -> Stream:
         blocks=padded(get(op, "k")) // BLOCK_K,
         of=of[0] if of else None,
         experts=None if experts is None else (experts[0], experts[1]),
+        location=located(op),
     )
 
 
@@ -117,6 +125,7 @@ def _old_rows(op: Any, role: str, states: tuple[int, ...], of: int | None = None
         alone=get(op, "alone"),
         arguments=states,
         of=of,
+        location=located(op),
     )
 
 

@@ -14,6 +14,7 @@ from tileir.scheduling.assign import shares
 from tileir.scheduling.problem import (
     RECORD_WORDS,
     Channel,
+    Located,
     Places,
     Problem,
     Row,
@@ -65,7 +66,7 @@ def check_arrivals(problems: Sequence[Problem]) -> None:
     """Every value of a GPU's copy of a channel is written exactly once a step, whatever experts are chosen; what is
     polled is written. Raises ScheduleError.
     """
-    cover, writers, cases = _Cover(problems), Writers(problems), dict[tuple[int, str], list[Case]]()
+    cover, writers, cases = Cover(problems), Writers(problems), dict[tuple[int, str], list[Case]]()
     for problem in problems:
         _check_states(problem, cover)
     for problem in problems:
@@ -89,24 +90,25 @@ def check_arrivals(problems: Sequence[Problem]) -> None:
 
 def check_offers(problems: Sequence[Problem]) -> None:
     """The records that a choice awaits are of the whole vocabulary, each token in one. Raises ScheduleError."""
-    cover, writers = _Cover(problems), Writers(problems)
+    cover, writers = Cover(problems), Writers(problems)
     for problem in problems:
         for chooser in (row for row in problem.rows if row.body.chooses):
             names = dict.fromkeys(chooser.names[a] for a in chooser.body.chooses)
             rows = [row for name in names for row in writers.into(problem, name)]
             offers = [cover.touching(r, r.body.offers) for r in rows]
             last = max((b for o in offers for _, b in o.runs), default=0)
-            _once(problems, "the vocabulary", offers, last, "")
+            _once(problems, "the vocabulary", problem, offers, last, "")
             runs = _joined_runs(offers)
             if len(runs) != 1 or runs[0][0] > 0 or last < problem.vocabulary:
                 raise fault(
                     f"{chooser} chooses among tokens {_text(runs)} of a vocabulary of {problem.vocabulary}",
                     "a record that every token is in",
                     chooser,
+                    *rows[:1],
                 )
 
 
-def _polled(problem: Problem, cover: "_Cover", row: Row) -> list[Wanted]:
+def _polled(problem: Problem, cover: "Cover", row: Row) -> list[Wanted]:
     """What the row waits for, by channel."""
     body, names = row.body, row.names
     waits = [Wanted(names[w.argument], [(w.first, w.last)], w.slot) for w in body.waits]
@@ -129,6 +131,7 @@ def _wanted_experts(
             f"{slots[0]} writes it at {wanted.slot * size} … {(wanted.slot + 1) * size - 1}",
             "the same slots on both sides",
             row,
+            slots[0],
         )
     by, goes = (r.names[r.body.routing or 0] for r in (slots[0], row))
     if by != goes:
@@ -136,6 +139,7 @@ def _wanted_experts(
             f"{row} takes slots of channel {wanted.name} by {goes}, and {slots[0]} fills them by {by}",
             "the same routing on both sides",
             row,
+            slots[0],
         )
     return row.body.experts
 
@@ -149,21 +153,21 @@ def _check_written(
 
 
 def _check_channel(
-    problems: Sequence[Problem], cover: "_Cover", channel: Channel, rows: list[Row]
+    problems: Sequence[Problem], cover: "Cover", channel: Channel, rows: list[Row]
 ) -> list[Case]:
     """Every value at most once, for each expert that a token may choose; what is written."""
     cases = []
     for first, behind, those in _by_expert(cover, rows):
         when = "" if behind == ALL else f" when expert {first} is chosen"
         writings = [cover.writing(row, channel) for row in those]
-        _once(problems, f"channel {channel.name}", writings, channel.values, when)
+        _once(problems, str(channel), channel, writings, channel.values, when)
         cases.append(Case(first, behind, _joined_runs(writings)))
     return cases
 
 
 def _check_alone(
     problems: Sequence[Problem],
-    cover: "_Cover",
+    cover: "Cover",
     channel: Channel,
     rows: list[Row],
     cases: list[Case],
@@ -186,6 +190,7 @@ def _check_alone(
                         f"{reader} awaits channel {channel.name}, which {row} leaves out where one split has all rows",
                         f"the same case on both sides: {row.body.alone}",
                         reader,
+                        row,
                     )
     idle = [row for row in rows if row.body.alone and not row.body.finishes]
     for one in (*finishers, *idle):
@@ -195,22 +200,24 @@ def _check_alone(
                     f"{one} fills channel {channel.name} in the case {one.body.alone}, {other} in {other.body.alone}",
                     "attention finishes exactly where its combine does nothing",
                     one,
+                    other,
                 )
     if finishers:
         writings = [
             cover.touching(row, (row.body.finishes,)) for row in finishers if row.body.finishes
         ]
-        _once(problems, f"channel {channel.name}", writings, channel.values, " by split alone")
+        _once(problems, str(channel), channel, writings, channel.values, " by split alone")
         runs = _joined_runs(writings)
         if [runs] != [case.runs for case in cases]:
             raise fault(
                 f"of channel {channel.name} attention fills {_text(runs)}, its combine {_text(cases[0].runs)}",
                 "the same values in both cases",
                 finishers[0],
+                *rows[:1],
             )
 
 
-def _by_expert(cover: "_Cover", rows: list[Row]) -> list[tuple[int, int, list[Row]]]:
+def _by_expert(cover: "Cover", rows: list[Row]) -> list[tuple[int, int, list[Row]]]:
     """Who writes, for every range of experts: a slot's values are its expert's owner's."""
     bounds = {b for row in rows if row.body.experts is not None for b in row.body.experts}
     if not bounds:
@@ -226,20 +233,21 @@ def _within(at: int, first: int, behind: int) -> bool:
     return first <= at < behind
 
 
-def _check_states(problem: Problem, cover: "_Cover") -> None:
+def _check_states(problem: Problem, cover: "Cover") -> None:
     """Every value of a state's row is appended once, where rows of it are streamed."""
     writings, heads = cover.appends(problem), cover.streamed(problem)
     for name, by in writings.items():
         state = problem.states[name]
-        _once([problem], f"a row of state {name}", by, state.heads * state.size, "")
-        missing = [h for h in sorted(heads.get(name, [])) if not _has(by, h, state.size)]
+        _once([problem], f"a row of {state}", state, by, state.heads * state.size, "")
+        missing = [h for h in sorted(heads.get(name, {})) if not _has(by, h, state.size)]
         if missing:
             rows = ", ".join(str(w.row) for w in by)
             raise fault(
                 f"of a row of state {name}, {state.heads * state.size} values, only {_text(_joined_runs(by))} are "
                 f"appended, by {rows}",
-                f"an append of every value of head {missing[0]}, which rows stream",
+                f"an append of every value of head {missing[0]}, which {heads[name][missing[0]]} streams",
                 by[-1].row,
+                heads[name][missing[0]],
             )
 
 
@@ -248,7 +256,7 @@ def _has(writings: list[Writing], head: int, size: int) -> bool:
     return any(a <= head * size and (head + 1) * size <= b for a, b in runs)
 
 
-class _Cover:
+class Cover:
     """What rows touch: rows of one body and one range of tiles share it."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
@@ -308,13 +316,14 @@ class _Cover:
                 states[row.names[argument]].append(self.touching(row, places))
         return dict(states)
 
-    def streamed(self, problem: Problem) -> dict[str, set[int]]:
-        """The heads of each state whose rows are streamed."""
-        heads: dict[str, set[int]] = defaultdict(set)
+    def streamed(self, problem: Problem) -> dict[str, dict[int, Row]]:
+        """The heads of each state whose rows are streamed, and by whom."""
+        heads: dict[str, dict[int, Row]] = defaultdict(dict)
         for row in problem.rows:
             for stream in row.body.fills:
                 for name in (row.names[a] for a in stream.arguments):
-                    heads[name] |= set(streamed_heads(row, stream, problem.states[name].heads))
+                    for head in streamed_heads(row, stream, problem.states[name].heads):
+                        heads[name].setdefault(head, row)
         return heads
 
 
@@ -335,6 +344,7 @@ def _check_positions(row: Row, found: Pieces, channel: Channel) -> None:
             f"{found.first[at]} on, of {channel.values} of channel {channel.name}",
             "a value for every position, at its number",
             row,
+            channel,
         )
 
 
@@ -370,6 +380,7 @@ def _joined_runs(writings: list[Writing]) -> Runs:
 def _once(
     problems: Sequence[Problem],
     what: str,
+    whole: Located,
     writings: list[Writing],
     values: int,
     when: str,
@@ -384,7 +395,8 @@ def _once(
                 f"value {found.first[at + 1]} of {what} is written by tasks {one} and {other} of {row}{when}",
                 "one arrival a value and step",
                 row,
-                _owner(problems[0], row, other),
+                whole,
+                sm=_owner(problems[0], row, other),
             )
     ordered = sorted(
         ((run, w.row.number, w.row.device or 0, w.row) for w in writings for run in w.runs),
@@ -396,6 +408,7 @@ def _once(
                 f"values {b[0]} … {min(a[1], b[1]) - 1} of {what} are written by {one_row} and by {other_row}{when}",
                 "one arrival a value and step",
                 other_row,
+                one_row,
             )
     for (first, last), *_, row in ordered:
         if first < 0 or last > values:
@@ -403,6 +416,7 @@ def _once(
                 f"{row} writes values {first} … {last - 1} of {what}, which has {values}",
                 "tasks that stay inside",
                 row,
+                whole,
             )
 
 
@@ -424,6 +438,7 @@ def _unwritten(
     here, anywhere = writers.into(problem, name), writers.anywhere(name)
     by = f"of which {here[0]} writes {_text(case.runs)}" if here else "which no row writes"
     missing = f"an arrival from {here[0] if here else 'a writer'} to {row}"
+    other: Located = here[0] if here else problem.channels[name]
     if here and case.behind != ALL:
         by = f"of which {_text(case.runs)} are written when expert {case.first} is chosen"
     if len(anywhere) > len(here):
@@ -434,6 +449,7 @@ def _unwritten(
         f"{row} waits for values {wanted[0]} … {wanted[1] - 1} of channel {name}, {by}",
         missing,
         row,
+        other,
     )
 
 

@@ -6,6 +6,7 @@ SMs by tileir/scheduling/assign.py.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,6 +18,19 @@ RECORD_WORDS = 2
 
 class ScheduleError(TileirError):
     """A schedule that could hang, race or not fit."""
+
+
+def _place() -> Any:
+    """Where an operation of the module stands, "" if that is not known; what is alike elsewhere is equal."""
+    return field(default="", compare=False)
+
+
+class Located(Protocol):
+    """What can offend: its text names it."""
+
+    @property
+    def location(self) -> str:
+        """Where it stands in the IR."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +107,11 @@ class Stream:
     arguments: tuple[int, ...] = ()
     of: int | None = None
     experts: tuple[int, int] | None = None
+    location: str = _place()
+
+    def __str__(self) -> str:
+        does = "drain" if self.role == "consumer" else "fill"
+        return f"role {self.role}'s {does} of ring {self.ring}"
 
 
 @dataclass(frozen=True)
@@ -127,7 +146,7 @@ class Body:
     chosen. choice: what the body chooses and publishes. alone: when one split
     takes all old rows; then attention publishes `finishes`, by group, instead of `writes`, and a combine does nothing.
     own: where channels have the step's own rows of what `fills` streams. released, acquired: states that the body's
-    fences cover. program: the consumers' operations, in order.
+    fences cover. program: the consumers' operations, in order. text: all of it, as IR, if there are several GPUs.
     """
 
     name: str
@@ -156,6 +175,7 @@ class Body:
     released: tuple[int, ...] = ()
     acquired: tuple[int, ...] = ()
     program: tuple[str, ...] = ()
+    text: str = field(default="", repr=False)
 
     @property
     def experts(self) -> tuple[int, int] | None:
@@ -172,7 +192,7 @@ class Body:
 class Row:
     """A stage of the phase table: a body on operands, by name. number: the stage's, the same on all GPUs.
 
-    device: the GPU, if there are several.
+    device: the GPU, if there are several. weights: names and views of what it multiplies by.
     """
 
     number: int
@@ -181,6 +201,8 @@ class Row:
     rotation: int = 0
     tile_base: int = 0
     device: int | None = None
+    weights: tuple[str, ...] = ()
+    location: str = _place()
 
     @property
     def awaited(self) -> Iterator[str]:
@@ -225,6 +247,10 @@ class Channel:
     protocol: str
     level: str
     depth: int
+    location: str = _place()
+
+    def __str__(self) -> str:
+        return f"channel {self.name}"
 
 
 @dataclass(frozen=True)
@@ -236,6 +262,10 @@ class State:
     positions: int
     size: int
     page: int = 0
+    location: str = _place()
+
+    def __str__(self) -> str:
+        return f"state {self.name}"
 
 
 @dataclass(frozen=True)
@@ -246,6 +276,10 @@ class Ring:
     slots: int
     slot_bytes: int
     window: int
+    location: str = _place()
+
+    def __str__(self) -> str:
+        return f"ring {self.name}"
 
 
 @dataclass(frozen=True)
@@ -257,6 +291,10 @@ class Region:
     first: int
     last: int
     alignment: int = 1
+    location: str = _place()
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.memory}"
 
 
 @dataclass(frozen=True)
@@ -285,14 +323,27 @@ class Problem:
     memories: dict[str, int] = field(default_factory=dict)
     needs: dict[str, int] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
+    location: str = _place()
+
+    def __str__(self) -> str:
+        return f"GPU {self.index}"
 
 
 def fault(
-    what: str, missing: str, row: Row | None = None, sm: int = 0, step: int = 1
+    what: str, missing: str, *offenders: Located, sm: int = 0, step: int = 1
 ) -> ScheduleError:
-    """The error of a proof that fails: what, an example (stage, SM, step), and the edge that is missing."""
-    example = f"; for example {row}, SM {sm}, step {step}" if row is not None else ""
-    return ScheduleError(what + example, hint=f"missing: {missing}")
+    """The error of a proof that fails: what, an example (row, SM, step), the edge that is missing, where offenders are.
+
+    offenders: the first one's place is the error's.
+    """
+    row = next((f"{o}, " for o in offenders if isinstance(o, Row)), "")
+    places = {str(o): o.location for o in offenders}
+    stand = [f"{who} is at {place}" for who, place in places.items() if place and len(places) > 1]
+    return ScheduleError(
+        f"{what}; for example {row}SM {sm}, step {step}",
+        location=offenders[0].location,
+        hint="\n  ".join([f"missing: {missing}", *stand]),
+    )
 
 
 class Writers:
