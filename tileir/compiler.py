@@ -190,7 +190,7 @@ def stop_at(program: "ExportedProgram", stop: str, after: set[str], **options: A
 
 
 def _insert(pipeline: str, behind: Mapping[str, str]) -> str:
-    """The pipeline with other passes behind some of its own."""
+    """The pipeline with other passes behind some of its own; what stands behind the last one is proved again."""
     items = parse_pipeline(pipeline)
     names = [item.name for item in items]
     for name in behind:
@@ -199,6 +199,8 @@ def _insert(pipeline: str, behind: Mapping[str, str]) -> str:
                 f"insert: the pipeline has no pass {name!r}", hint=f"its passes: {', '.join(names)}"
             )
     texts = [t for item in items for t in (item.text(), behind.get(item.name, "")) if t]
+    if items[-1].name in behind:
+        texts.append(items[-1].text())
     return f"builtin.module({','.join(texts)})"
 
 

@@ -216,7 +216,7 @@ PROBLEM_DEFECTS: dict[str, tuple[Callable[[Problem], Problem], str]] = {
             lambda r: bool(r.body.appends),
             program=lambda b: (*b.program[:3], "receive", *b.program[3:]),
         ),
-        r"in row 1 .* receive overwrites activations that multiply still takes in other warps.*"
+        r"in row 1 .* receive overwrites activations that multiply takes for other warps.*"
         "missing: a barrier from multiply to receive",
     ),
     "a row that does not await the barrier of the row before": (
@@ -225,8 +225,8 @@ PROBLEM_DEFECTS: dict[str, tuple[Callable[[Problem], Problem], str]] = {
             lambda r: r.body.kind == "contract" and r.number == 6,
             program=lambda b: ("receive", "barrier", "multiply", "barrier", "receive", "emit"),
         ),
-        r"in row 7 .* receive overwrites activations that receive of row 6 .* still leaves.*"
-        r"row 7 .* is at -:\d+:5\n  row 6 .* is at -:\d+:5",
+        r"in row 7 .* receive overwrites activations that receive of row 6 .* leaves for other warps.*"
+        r"row 7 \(\w+\) is at -:\d+:5\n  receive of row 6 .* is at -:\d+:9\n  receive of row 7 .* is at -:\d+:9",
     ),
     "a slot of more bytes than an mbarrier counts": (
         lambda p: ring(p, "tape", slot_bytes=1 << 20),

@@ -2,16 +2,20 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import pytest
 
+import tileir
 from test.families import family
 from test.models import OwnModel, export_own, tiny_llama
 from test.schedules import engine_text, parse, ranged_text
+from tileir.dialect.attributes import put, walk
 from tileir.errors import ContractError
 from tileir.frontends.torch_export import export_decode
+from tileir.passes import registry
+from tileir.passes.base import Pass
 from tileir.scheduling.problem import Problem, ScheduleError
 from tileir.scheduling.verify import verify
 
@@ -339,3 +343,23 @@ def test_only_one_task_of_a_kv_head_appends(norms: Problem) -> None:
 def test_attention_that_appends_nothing(norms: Problem) -> None:
     with pytest.raises(ScheduleError, match="streams state k_cache_0, which no row appends to"):
         verify(_attention(norms, appends=()))
+
+
+@pytest.mark.parametrize("behind", ["allocate-memory", "verify-schedule"])
+def test_no_compile_skips_the_proof(behind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever passes are put in, also behind the proof, what is compiled is proved."""
+
+    @dataclass(frozen=True)
+    class OneCopy(Pass):
+        name: ClassVar[str] = "one-copy"
+        before: ClassVar[str] = "engine"
+        after: ClassVar[str] = "engine"
+
+        def run(self, module: Any) -> None:
+            for channel in walk(module, "engine.channel"):
+                put(channel, depth=1)
+
+    monkeypatch.setattr(registry, "_added", {})
+    registry.register(OneCopy)
+    with pytest.raises(ScheduleError, match="channel candidates_0 has 1 copy"):
+        tileir.compile(export_own(OwnModel()), target="virtual", insert={behind: "one-copy"})

@@ -35,7 +35,10 @@ def describe(op: Any, *, text: bool = False) -> Body:
         for s in (*fills, *drains)
         if s.of is not None
     ]
-    program = roles["consumer"].operation.regions[0].blocks[0]
+    program = [
+        (name_of(o).removeprefix("engine."), located(o))
+        for o in roles["consumer"].operation.regions[0].blocks[0]
+    ]
     return Body(
         name=get(op, "sym_name"),
         kind=kind,
@@ -43,8 +46,10 @@ def describe(op: Any, *, text: bool = False) -> Body:
         drains=tuple(drains),
         released=tuple(get(op, "release", [])),
         acquired=tuple(get(op, "acquire", [])),
-        program=tuple(name_of(o).removeprefix("engine.") for o in program),
+        program=tuple(name for name, _ in program),
+        places=dict(program),
         text=_text(op) if text else "",
+        location=located(op),
         **(facts | {"waits": (*facts.get("waits", ()), *awaited)}),
     )
 

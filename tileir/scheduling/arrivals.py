@@ -193,11 +193,19 @@ def _check_alone(
                         row,
                     )
     idle = [row for row in rows if row.body.alone and not row.body.finishes]
-    for one in (*finishers, *idle):
-        for other in (*idle, *finishers):
-            if one.body.alone != other.body.alone or not finishers or len(idle) < len(rows):
+    if idle and not finishers:
+        raise fault(
+            f"{idle[0]} does nothing for channel {channel.name} where one split has all rows, and nobody else fills it",
+            "attention finishes exactly where its combine does nothing",
+            idle[0],
+            channel,
+        )
+    for one in finishers:
+        for other in rows:
+            if one.body.alone != other.body.alone:
                 raise fault(
-                    f"{one} fills channel {channel.name} in the case {one.body.alone}, {other} in {other.body.alone}",
+                    f"{one} fills channel {channel.name} in the case {one.body.alone}, {other} leaves it out in "
+                    f"{other.body.alone}",
                     "attention finishes exactly where its combine does nothing",
                     one,
                     other,
@@ -214,6 +222,7 @@ def _check_alone(
                 "the same values in both cases",
                 finishers[0],
                 *rows[:1],
+                channel,
             )
 
 
@@ -239,6 +248,14 @@ def _check_states(problem: Problem, cover: "Cover") -> None:
     for name, by in writings.items():
         state = problem.states[name]
         _once([problem], f"a row of {state}", state, by, state.heads * state.size, "")
+        for head, row in heads.get(name, {}).items():
+            if head >= state.heads:
+                raise fault(
+                    f"{row} streams head {head} of {state}, which has {state.heads}",
+                    "tasks whose heads are there",
+                    row,
+                    state,
+                )
         missing = [h for h in sorted(heads.get(name, {})) if not _has(by, h, state.size)]
         if missing:
             rows = ", ".join(str(w.row) for w in by)

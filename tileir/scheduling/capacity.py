@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
 
-from tileir.scheduling.problem import RECORD_WORDS, Channel, Problem, Region, Writers, fault
+from tileir.scheduling.problem import RECORD_WORDS, Channel, Problem, Region, Row, Writers, fault
 
 PAYLOADS = {"bf16": "bf16x2", "f32": "f32", "i32": "record"}
 PROTOCOLS = ("packet", "block")
@@ -76,7 +76,7 @@ def check_channels(problems: Sequence[Problem]) -> None:
         records = {row.written for row in problem.rows if row.body.records}
         records |= {row.names[a] for row in problem.rows for a in row.body.chooses}
         for channel in problem.channels.values():
-            _check_packets(problem, channel)
+            _check_packets(problem, channel, writers.into(problem, channel.name))
             _check_level(problem, channel, writers, crossing)
             if channel.name in records and (
                 channel.payload != "record" or channel.values != RECORD_WORDS * sms
@@ -168,19 +168,21 @@ def _check_local(problem: Problem) -> None:
             )
 
 
-def _check_packets(problem: Problem, channel: Channel) -> None:
+def _check_packets(problem: Problem, channel: Channel, by: list[Row]) -> None:
     payload = PAYLOADS.get(channel.element)
     if channel.payload != payload:
         raise fault(
             f"channel {channel.name} of {channel.element} has payload {channel.payload!r}",
             f"payload {payload!r}",
             channel,
+            *by[:1],
         )
     if channel.payload == "bf16x2" and channel.values % 2:
         raise fault(
             f"channel {channel.name} has {channel.values} values in pairs",
             "a whole number of packets",
             channel,
+            *by[:1],
         )
     if channel.tokens != problem.tokens:
         raise fault(

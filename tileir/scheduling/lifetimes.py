@@ -4,6 +4,7 @@ Between two barriers of the consumers any warp may be ahead of any other, across
 """
 
 from collections import defaultdict
+from typing import NamedTuple
 
 from tileir.scheduling.problem import Problem, Row, fault
 
@@ -31,7 +32,25 @@ USES: dict[str, tuple[Use, ...]] = {
     ),
     "select": ((MEET, ""),),
 }
-Since = dict[str, list[tuple[str, Row, str]]]
+
+
+class User(NamedTuple):
+    """An operation of a row, and what it does to a place."""
+
+    operation: str
+    row: Row
+    does: str
+
+    def __str__(self) -> str:
+        return f"{self.operation} of {self.row}"
+
+    @property
+    def location(self) -> str:
+        """Where it stands in the row's body."""
+        return self.row.body.places.get(self.operation, "")
+
+
+Since = dict[str, list[User]]
 
 
 def check_lifetimes(problem: Problem) -> None:
@@ -60,9 +79,11 @@ def _check_row(problem: Problem, row: Row, since: Since, step: int) -> None:
                         f"in {row} {operation} takes {place} that nobody leaves: {', '.join(row.body.program)}",
                         f"an operation before {operation} that leaves {place}",
                         row,
+                        row.body,
                     )
-                _check_use(row, operation, does, place, since[place], step)
-                since[place].append((operation, row, does))
+                user = User(operation, row, does)
+                _check_use(user, place, since[place], step)
+                since[place].append(user)
                 if does == LEAVES:
                     left.add(place)
     for place, used in skipped.items():
@@ -79,28 +100,23 @@ def _places(problem: Problem, row: Row, what: str) -> list[str]:
     return [f"channel {n}" for n in names if problem.channels[n].level == "sm"]
 
 
-def _check_use(
-    row: Row,
-    operation: str,
-    does: str,
-    place: str,
-    used: list[tuple[str, Row, str]],
-    step: int,
-) -> None:
+def _check_use(user: User, place: str, since: list[User], step: int) -> None:
     """Two uses without a barrier in between are both takes, or one operation's."""
-    for earlier, by, did in used:
-        if (earlier, by) == (operation, row) or (did, does) == (TAKES, TAKES):
+    row, operation = user.row, user.operation
+    for by in since:
+        if (by.operation, by.row) == (operation, row) or (by.does, user.does) == (TAKES, TAKES):
             continue
-        before = earlier if by is row else f"{earlier} of {by}"
+        before = by.operation if by.row is row else str(by)
         what = f"in {row} {before} leaves {place} that {operation} takes from other warps"
-        if does == LEAVES:
+        if user.does == LEAVES:
             what = (
-                f"in {row} {operation} overwrites {place} that {before} still {did} in other warps"
+                f"in {row} {operation} overwrites {place} that {before} {by.does} for other warps"
             )
         raise fault(
             f"{what}: {', '.join(row.body.program)}",
             f"a barrier from {before} to {operation}",
             row,
             by,
+            user,
             step=step,
         )

@@ -4,7 +4,7 @@ Bodies are described once, symbolically in the task; rows say on which operands,
 SMs by tileir/scheduling/assign.py.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -146,7 +146,8 @@ class Body:
     chosen. choice: what the body chooses and publishes. alone: when one split
     takes all old rows; then attention publishes `finishes`, by group, instead of `writes`, and a combine does nothing.
     own: where channels have the step's own rows of what `fills` streams. released, acquired: states that the body's
-    fences cover. program: the consumers' operations, in order. text: all of it, as IR, if there are several GPUs.
+    fences cover. program: the consumers' operations, in order; places: where they stand. text: all of it, as IR, if
+    there are several GPUs.
     """
 
     name: str
@@ -175,7 +176,12 @@ class Body:
     released: tuple[int, ...] = ()
     acquired: tuple[int, ...] = ()
     program: tuple[str, ...] = ()
+    places: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     text: str = field(default="", repr=False)
+    location: str = _place()
+
+    def __str__(self) -> str:
+        return f"body {self.name}"
 
     @property
     def experts(self) -> tuple[int, int] | None:

@@ -96,6 +96,7 @@ def _check_arrival_counts(problem: Problem) -> None:
                 f"slots count arrivals of {warps} {role} warps, of which {problem.roles.get(role, 0)} run",
                 "one arrival for each warp and use of a slot",
                 problem,
+                *problem.rings.values(),
             )
 
 

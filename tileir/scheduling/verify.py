@@ -68,16 +68,21 @@ def check(problem: Problem) -> None:
                 f"{row} has tasks {row.tile_base} … {row.tile_base + tasks - 1} of a space of {row.body.space}",
                 "tasks inside their space",
                 row,
+                row.body,
             )
         if row.body.space % row.body.groups:
             raise fault(
                 f"{row} has {row.body.groups} groups in a space of {row.body.space} tiles",
                 "equal parts, each of which meets its values of x",
                 row,
+                row.body,
             )
         if row.body.kind == "contract" and row.body.source == "tape" and share > MAX_TILES_PER_SM:
             raise fault(
-                f"{row} gives an SM {share} tiles", f"at most {MAX_TILES_PER_SM} tiles an SM", row
+                f"{row} gives an SM {share} tiles",
+                f"at most {MAX_TILES_PER_SM} tiles an SM",
+                row,
+                row.body,
             )
 
 
@@ -98,4 +103,5 @@ def check_order(problems: Sequence[Problem]) -> None:
                         f"{writer} before {row}",
                         row,
                         writer,
+                        problem.channels[name],
                     )
