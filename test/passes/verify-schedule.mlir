@@ -28,7 +28,7 @@ module attributes {tileir.context = 32 : i64, tileir.level = "engine", tileir.pa
         "engine.map"(%arg0) ({
           %15 = "tile.lookup"(%arg1) {scale = 1.000000e+00 : f64} : (tensor<64x32xbf16, "buffer">) -> f32
           "tile.yield"(%15) : (f32) -> ()
-        }) {rows = 16 : i64} : (tensor<1x32xbf16, "channel">) -> ()
+        }) {rows = 16 : i64, space = 16 : i64} : (tensor<1x32xbf16, "channel">) -> ()
       }) {sym_name = "consumer"} : () -> ()
     }) {kind = "map", sym_name = "lookup_0"} : () -> ()
     "engine.body"() ({
@@ -89,7 +89,7 @@ module attributes {tileir.context = 32 : i64, tileir.level = "engine", tileir.pa
         "engine.map"(%arg0) ({
           %15 = "tile.combine"(%arg1) : (tensor<1x2x1x18xf32, "channel">) -> f32
           "tile.yield"(%15) : (f32) -> ()
-        }) {rows = 2 : i64} : (tensor<1x32xbf16, "channel">) -> ()
+        }) {rows = 2 : i64, space = 2 : i64} : (tensor<1x32xbf16, "channel">) -> ()
       }) {sym_name = "consumer"} : () -> ()
     }) {kind = "map", sym_name = "combine_0"} : () -> ()
     "engine.body"() ({

@@ -151,6 +151,8 @@ def publishes_records(problem: Problem) -> Problem:
             name=f"{body.name}_broken",
             records=False,
             space=4,
+            tiles=4,
+            sums=4,
             tasks=4,
             writes=values,
             offers=(),

@@ -122,7 +122,27 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
         sub(r'"tile.append"\(%arg6.*\n', ""),
         "streams state v_cache_0, which no row appends to",
     ),
+    "a combine of other splits": (
+        sub(r"(tile.combine.*splits = )1", r"\g<1>2"),
+        r"row 3 \(combine_0\) awaits channel partial_0, which row 2 .* leaves out where one split has all rows",
+    ),
     # assignment
+    "a lookup of more pairs than there are": (
+        sub("rows = 32 :", "rows = 33 :"),
+        r"row 0 \(lookup_0\) has tasks 0 … 32 of a space of 32",
+    ),
+    "tiles without a segment": (
+        sub(r"\{space = 8 :", "{space = 9 :"),
+        "has segments for 8 tiles of a space of 9",
+    ),
+    "sums of fewer tiles than are emitted": (
+        sub(r'(engine.(?:fill|multiply)".*tiles = )8', r"\g<1>7"),
+        "multiply leaves sums of 7 tiles, and emit takes those of 8",
+    ),
+    "a GPU that is not there": (
+        sub(r"\bdevices = 1", "devices = 2"),
+        "GPU 0 is one of 2 GPUs, and the module has GPU 0",
+    ),
     "a rotation beyond the SMs": (
         row("contract_1", "rotation = 0", "rotation = 4"),
         "rotated by 4 of 4 SMs",
@@ -156,6 +176,14 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
     "k and v exchanged": (
         sub(r'engine.fill_rows"\(%arg1, %arg2\)', 'engine.fill_rows"(%arg2, %arg1)'),
         "streams states v_cache_0 and k_cache_0 and the consumers take them for k_cache_0 and v_cache_0",
+    ),
+    "old rows of fewer heads": (
+        sub(r"(fill_rows.*kv_heads = )2", r"\g<1>1"),
+        "role tape's fill of ring tape goes over 1 kv heads of state k_cache_0, which has 2",
+    ),
+    "fewer values of x than are multiplied": (
+        sub(r"k = 64( : i64, offset = 0)", r"k = 32\1", 1),
+        "tiles of k = 64, and the consumers multiply k = 64 by 32 values of x",
     ),
     "another window": (
         sub(r'(engine.fill_rows".*)window = 0', r"\g<1>window = 5"),

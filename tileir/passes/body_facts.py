@@ -6,7 +6,7 @@ from math import prod
 from typing import Any
 
 from tileir.dialect.attributes import get, located, name_of, place_of, static_shape, walk
-from tileir.dialect.tile import BLOCK_K, HALF_ROWS, TILE_ROWS, padded, statements_on
+from tileir.dialect.tile import BLOCK_K, HALF_ROWS, padded, statements_on
 from tileir.scheduling.problem import Alone, Body, Choice, OwnRow, Places, Stream, Whole
 
 Facts = dict[str, Any]
@@ -96,6 +96,7 @@ def _drain(op: Any, fills: list[Stream], number: Number) -> Stream:
             splits,
             splits=splits,
             head_size=get(op, "k"),
+            k=get(op, "k"),
             arguments=filled,
             location=located(op),
         )
@@ -111,6 +112,7 @@ def _weights(op: Any, role: str, number: Number) -> Stream:
         role,
         get(op, "tiles"),
         blocks=padded(get(op, "k")) // BLOCK_K,
+        k=get(op, "k"),
         of=of[0] if of else None,
         experts=None if experts is None else (experts[0], experts[1]),
         location=located(op),
@@ -125,6 +127,7 @@ def _old_rows(op: Any, role: str, states: tuple[int, ...], of: int | None = None
         get(op, "tasks", groups * splits),
         splits=splits,
         groups=groups,
+        heads=get(op, "kv_heads"),
         head_size=get(op, "head_size"),
         window=get(op, "window"),
         alone=get(op, "alone"),
@@ -177,7 +180,10 @@ def _contract(op: Any, number: Number) -> Facts:
         waits.append(Whole(number(o.operands[2]), offset, offset + groups))
     facts = {
         "tasks": get(emit, "tiles"),
-        "space": first,
+        "space": get(emit, "space"),
+        "tiles": first,
+        "sums": 0 if multiply is None else get(multiply, "tiles"),
+        "k": k,
         "out": number(out),
         "source": source,
         "groups": groups if source == "tape" else 1,
@@ -349,13 +355,11 @@ def _map(op: Any, number: Number) -> Facts:
     rows, out, region = get(made, "rows"), made.operands[0], made.operation.regions[0].blocks[0]
     loads = [*walk(made, "tile.load"), *walk(made, "tile.sum")]
     combines = list(walk(made, "tile.combine"))
-    sizes = [get(o, "size") for o in loads]
-    sizes += [static_shape(o.operands[0])[-1] - 2 for o in combines]
     lookups = list(walk(made, "tile.lookup"))
-    width = sizes[0] if sizes else 2
-    space = _values(out) // width
+    space = get(made, "space", rows)
     # One whole row ends in zeros up to whole tiles.
-    row = width if space > 1 else -(-width // TILE_ROWS) * TILE_ROWS
+    row = _values(out) // space
+    width = get(loads[0], "size") if loads else row
 
     def places(argument: Any, base: int, step: int, size: int, *more: int) -> Places:
         return Places(number(argument), 0, space, space, step, 0, (base, *more), size)
@@ -373,8 +377,7 @@ def _map(op: Any, number: Number) -> Facts:
     alone = None
     for o in combines:
         if get(o, "alone"):
-            splits = static_shape(o.operands[0])[2]
-            alone = Alone(get(o, "alone"), get(o, "window"), splits)
+            alone = Alone(get(o, "alone"), get(o, "window"), get(o, "splits"))
     (yielded,) = list(region)[-1].operands
     appends = []
     for o in walk(made, "tile.store"):
@@ -383,7 +386,7 @@ def _map(op: Any, number: Number) -> Facts:
         appends.append(OwnRow(to, places(out, 0, row, width) if value == yielded else None))
     return {
         "tasks": rows,
-        "space": max(rows, space),
+        "space": space,
         "out": number(out),
         "reads": tuple(reads),
         "writes": (places(out, 0, row, row),),

@@ -61,8 +61,8 @@ def problem_of(device: Any, target: Target) -> Problem:
     """The plain data that the proofs need. Raises ContractError for what earlier passes have not decided."""
     block = list(device.operation.regions[0].blocks[0])
     values = {get(op, "sym_name"): op for op in declarations(device)}
-    index = get(device, "index")
-    several = index if get(device, "devices", 1) > 1 else None
+    index, devices = get(device, "index"), get(device, "devices")
+    several = index if devices > 1 else None
     bodies = {
         get(o, "sym_name"): describe(o, text=several is not None)
         for o in block
@@ -98,6 +98,7 @@ def problem_of(device: Any, target: Target) -> Problem:
         context=get(device, "context"),
         vocabulary=get(device, "vocabulary"),
         index=index,
+        devices=devices,
         sequences=get(device, "sequences"),
         page=get(device, "page"),
         roles=roles,

@@ -132,6 +132,14 @@ def _check_chosen(problem: Problem, choosers: list[Row]) -> None:
 
 def check_same(problems: Sequence[Problem], edges: Sequence[tuple[Row, Row]]) -> None:
     """All GPUs make the same choices of the same records, in the same step. Raises ScheduleError."""
+    indices = [problem.index for problem in problems]
+    for problem in problems:
+        if indices != list(range(problem.devices)):
+            raise fault(
+                f"{problem} is one of {problem.devices} GPUs, and the module has {', '.join(map(str, problems))}",
+                "a kernel for every GPU that takes part",
+                *problems,
+            )
     for name in ("sms", "tokens", "sequences", "page", "context"):
         values = [getattr(problem, name) for problem in problems]
         if len(set(values)) > 1:

@@ -88,19 +88,21 @@ class OwnRow:
 class Stream:
     """What passes a ring, from `role`, in tasks that are shared out over the SMs.
 
-    Weights: `blocks` of 1 KB a task. States: the old rows of `arguments` = (k, v), head_size values each, those before
-    the first position of a sequence's step; a task has one of `groups` groups, hence one kv head, and one of `splits`
-    parts, but up to `alone` rows are the first's; window 0 is the whole context. of: the operand whose values, known
-    only in the step, say which tasks there are, of the experts [first, behind) that it may choose, or which old rows
-    they take.
+    Weights: `blocks` of 1 KB a task, that meet `k` values of x. States: the old rows of `arguments` = (k, v), head_size
+    values each, those before the first position of a sequence's step; a task has one of `groups` groups, hence one of
+    `heads` kv heads, and one of `splits` parts, but up to `alone` rows are the first's; window 0 is the whole context.
+    of: the operand whose values, known only in the step, say which tasks there are, of the experts [first, behind) that
+    it may choose, or which old rows they take.
     """
 
     ring: str
     role: str
     tasks: int
     blocks: int = 0
+    k: int = 0
     splits: int = 1
     groups: int = 1
+    heads: int = 1
     head_size: int = 0
     window: int = 0
     alone: int = 0
@@ -139,21 +141,25 @@ class Body:
     """What the roles do in a stage; operands are numbers.
 
     tasks: of a row; space: of the whole stage; of experts, both of one expert; of a state's rows, both tiles of
-    positions. source: what a contract streams, "tape", "experts" or "rows". groups: equal parts of the space that meet
-    x by themselves. slots: experts of a token. waits: what SMs poll; reads: what a task polls; writes: what a task
-    publishes into channel `out`. records: every SM leaves a record in `out`, of the best of `offers`. chooses: channels
-    whose records of every SM are awaited, to make the "token" or the "draft". chosen: the body needs the token just
-    chosen. choice: what the body chooses and publishes. alone: when one split
-    takes all old rows; then attention publishes `finishes`, by group, instead of `writes`, and a combine does nothing.
-    own: where channels have the step's own rows of what `fills` streams. released, acquired: states that the body's
-    fences cover. program: the consumers' operations, in order; places: where they stand. text: all of it, as IR, if
-    there are several GPUs.
+    positions. tiles: what a contract's segments describe of the space; sums: of how many tiles multiply leaves sums; k:
+    values of x that it receives. source: what a contract streams, "tape", "experts" or "rows". groups: equal parts of
+    the space that meet x by themselves. slots: experts of a token. waits: what SMs poll; reads: what a task polls;
+    writes: what a task publishes into channel `out`. records: every SM leaves a record in `out`, of the best of
+    `offers`. chooses: channels whose records of every SM are awaited, to make the "token" or the "draft". chosen: the
+    body needs the token just chosen. choice: what the body chooses and publishes. alone: when one split takes all old
+    rows; then attention publishes `finishes`, by group, instead of `writes`, and a combine does nothing. own: where
+    channels have the step's own rows of what `fills` streams. released, acquired: states that the body's fences cover.
+    program: the consumers' operations, in order; places: where they stand. text: all of it, as IR, if there are several
+    GPUs.
     """
 
     name: str
     kind: str
     tasks: int = 0
     space: int = 0
+    tiles: int = 0
+    sums: int = 0
+    k: int = 0
     out: int | None = None
     source: str = "tape"
     groups: int = 1
@@ -305,7 +311,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Problem:
-    """A device's schedule, `index` of as many as are proved together.
+    """A device's schedule, `index` of `devices` that are proved together.
 
     warps: consumer arrivals that free a slot. tokens, sequences: most a step; page: rows of a KV page. context: of a
     sequence. roles: warps by role. memories: bytes of each. needs: what the kernel takes of the target; limits: what
@@ -323,6 +329,7 @@ class Problem:
     context: int
     vocabulary: int = 0
     index: int = 0
+    devices: int = 1
     sequences: int = 1
     page: int = 0
     roles: dict[str, int] = field(default_factory=dict)

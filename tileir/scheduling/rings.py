@@ -119,6 +119,22 @@ def _check_row(problem: Problem, row: Row) -> None:
             _check_blocks(problem, row, ring, fill, drain, 1, "")
         else:
             _check_experts(problem, row, ring, fill, drain)
+        if row.body.kind == "contract":
+            _check_k(row, fill, drain)
+
+
+def _check_k(row: Row, fill: Stream, drain: Stream) -> None:
+    """What of x a tile meets, to the last block's tail, which is zero, has been received."""
+    filled = fill.k or fill.head_size
+    if not filled == drain.k == row.body.k:
+        raise fault(
+            f"in {row} role {fill.role} fills ring {fill.ring} with tiles of k = {filled}, and the consumers multiply "
+            f"k = {drain.k} by {row.body.k} values of x",
+            "the same values of x on all sides",
+            row,
+            fill,
+            drain,
+        )
 
 
 def _check_experts(problem: Problem, row: Row, ring: Ring, fill: Stream, drain: Stream) -> None:
@@ -224,6 +240,17 @@ def _check_states(problem: Problem, row: Row, ring: Ring, fill: Stream, drain: S
             row,
             ring,
         )
+    heads = [(fill.heads, fill), (drain.heads, drain)]
+    for state in (problem.states[row.names[a]] for a in fill.arguments):
+        for count, stream in heads:
+            if count != state.heads:
+                raise fault(
+                    f"in {row} {stream} goes over {count} kv heads of {state}, which has {state.heads}",
+                    "the heads that there are, on both sides",
+                    row,
+                    stream,
+                    state,
+                )
     facts = [(s.tasks, s.splits, s.groups, s.head_size, s.window, s.alone) for s in (fill, drain)]
     if facts[0] == facts[1]:
         return

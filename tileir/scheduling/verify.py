@@ -84,6 +84,26 @@ def check(problem: Problem) -> None:
                 row,
                 row.body,
             )
+        if row.body.kind == "contract":
+            _check_tiles(row)
+
+
+def _check_tiles(row: Row) -> None:
+    body = row.body
+    if body.tiles != body.space:
+        raise fault(
+            f"{row} has segments for {body.tiles} tiles of a space of {body.space}",
+            "a segment for every tile of the space, and no more",
+            row,
+            body,
+        )
+    if body.drains and body.sums != body.tasks:
+        raise fault(
+            f"in {row} multiply leaves sums of {body.sums} tiles, and emit takes those of {body.tasks}",
+            "the same tiles in all operations",
+            row,
+            body,
+        )
 
 
 def check_order(problems: Sequence[Problem]) -> None:
