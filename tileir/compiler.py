@@ -48,7 +48,8 @@ class Options:
     piece, for one sequence. devices: GPUs, placed as `placement` says (specialize-gpu's candidates; "": the cheapest),
     their prices printed to stderr with `print_candidates`. absorb: attend over latents instead of what they expand to.
     trace: the kernel notes when each SM does what in one step (`tileir trace`). insert: passes of upstream's or of your
-    own (tileir.passes.registry), each behind one of ours: {"tile-graph": "my-pass{count=2},cse"}.
+    own (tileir.passes.registry), each behind one of ours: {"tile-graph": "my-pass{count=2},cse"}; behind the last one,
+    verify-schedule, the module is verified once more.
     """
 
     target: str | Path = "h100"

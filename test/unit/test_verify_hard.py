@@ -54,6 +54,21 @@ def test_full_size() -> None:
     assert len(problems[0].rows) > 1000
 
 
+def test_paths_of_loaders(good: list[Problem]) -> None:
+    """What orders a loader before the next writer of what it reads: two records, or the barrier that it frees."""
+    edge, chooser = r"row 24 \(contract_13\)", r"row 25 \(select_3\)"
+    lines = [path.line.replace(" of GPU 0", "") for path in verify(*good)]
+    for wanted in (
+        r"channel indices_0, 3 copies: role state of row 9 \(attend_0\) reads step 1's → record of step 2 → "
+        rf"record of {edge} in step 3 → {chooser} → row 8 \(select_0\) writes step 4's",
+        r"channel routing_0, 1 copy: role state of row 16 .* → empty mbarrier → row 14 .* writes step 2's",
+        r"channel routing_0, 1 copy: row 16 .* → barrier of the SM → row 14 .* writes step 2's",
+    ):
+        assert any(re.fullmatch(wanted, line) for line in lines), wanted
+    polled = {(n, row.number, role) for row in good[0].rows for n, role in row.polls}
+    assert len([p for p in verify(*good) if p.reader.device == 0]) == len(polled)
+
+
 def on(device: int, defect: Callable[[str], str]) -> Callable[[str], str]:
     """The defect on one GPU of two."""
 

@@ -35,11 +35,14 @@ class VerifySchedulePass(Pass):
     """Prove arrivals, ring phases, program order, channel reuse, state order and capacity.
 
     Before: engine level, memory allocated. After: the same module, proved; tileir/scheduling/verify.py says what and
-    how. A failure names the two offenders, an example and the missing edge.
+    how. `print-paths` writes to stderr what orders each channel's readers before its next writer. A failure names the
+    two offenders and where they stand, an example and the missing edge.
 
-        row 4 (contract_1) waits for channel residual_1, which row 6 (contract_1) writes later in the same step; for
-        example row 4 (contract_1), SM 0, step 1
+        tiny.mlir:178:5: row 4 (contract_1) waits for channel residual_1, which row 6 (contract_1) writes later in the
+        same step; for example row 4 (contract_1), SM 0, step 1
           missing: row 6 (contract_1) before row 4 (contract_1)
+          row 4 (contract_1) is at tiny.mlir:178:5
+          row 6 (contract_1) is at tiny.mlir:180:5
     """
 
     name: ClassVar[str] = "verify-schedule"
