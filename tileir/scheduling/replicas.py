@@ -6,7 +6,8 @@ They then choose the same experts and positions, and add the same parts in the s
 from collections.abc import Sequence
 from itertools import combinations
 
-from tileir.scheduling.arrivals import ALL, Cover, Runs
+from tileir.scheduling.arrivals import ALL
+from tileir.scheduling.cover import Cover, Runs
 from tileir.scheduling.problem import Channel, Problem, Row, Writers, fault
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tileir.scheduling.arrivals import streamed_heads
+from tileir.scheduling.cover import streamed_heads
 from tileir.scheduling.problem import OwnRow, Places, Problem, Row, State, Stream, fault
 
 Appends = dict[str, list[tuple[Row, OwnRow]]]
