@@ -139,6 +139,22 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
         sub(r"(tile.weigh.*\n.*bases = array<i64: )0, 8", r"\g<1>0, 0"),
         r"of channel weighted_0 is written by tasks 0 and 0 of row .* when expert 0",
     ),
+    "experts that nobody chooses": (
+        sub(r"(multiply\"\(\)[^\n]*source = )\"tape\"", r'\1"experts"', 1),
+        "body contract_0 multiplies by experts, of which engine.fill fills the ring",
+    ),
+    "rows as weights that no loader fills": (
+        sub(r".*engine.fill_rows.*\n", ""),
+        "body contract_4 multiplies by rows, of which nothing fills the ring",
+    ),
+    "scores that are not published": (
+        sub(r'(.*tile.relu_sum.*\n).*"tile.publish".*\n', r"\1"),
+        r"waits for values 0 … 63 of channel scores_0, of which row 5 \(contract_4\) of GPU 0 writes none",
+    ),
+    "no choice": (
+        sub(r'.*"engine.choose".*"route".*\n', ""),
+        "body select_1 of kind 'select' has the operations none",
+    ),
     "a sum of too few slots": (
         sub(r'"tile.sum"\(%arg1\) \{size = 2', '"tile.sum"(%arg1) {size = 4'),
         "waits for values",
@@ -259,6 +275,10 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
     "a part that nobody sums": (
         on(1, sub(r'.*engine.row.*"linear_5"\].*\n', "", 1)),
         r"waits for values .* of channel linear_5, of which row \d+ .* of GPU 0 writes 0 … 63",
+    ),
+    "values that only one GPU sends": (
+        on(1, sub(r'level = "gpu"(.*"embedding_0")', r'level = "peer"\1')),
+        "channel embedding_0 is of level 'gpu' on GPU 0 and of level 'peer' on GPU 1",
     ),
     "records of one GPU": (sub("x8x2xi32", "x4x2xi32"), "8 values .* for the records of 8 SMs"),
     "records that do not cross": (

@@ -195,6 +195,18 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
     ),
     "two loaders of states": (sub("state = 1 :", "state = 2 :"), "1 state warps, of which 2 run"),
     # shared memory
+    "no multiply": (
+        sub(r'"engine.multiply".*\n', "\n", 1),
+        "body contract_0 of kind 'contract' has the operations receive, emit",
+    ),
+    "receive behind multiply": (
+        sub(
+            r'("engine.receive"(?:.*\n){4})(.*"engine.barrier".*\n)(.*"engine.multiply".*\n)',
+            r"\3\2\1",
+            1,
+        ),
+        "has the operations multiply, receive, emit",
+    ),
     "no barrier behind receive": (
         sub(r'"engine.barrier"\(\) : \(\) -> \(\)\n(\s+"engine.multiply)', r"\1"),
         "receive leaves activations",

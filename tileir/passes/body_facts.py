@@ -7,20 +7,32 @@ from typing import Any
 
 from tileir.dialect.attributes import get, located, name_of, place_of, static_shape, walk
 from tileir.dialect.tile import BLOCK_K, HALF_ROWS, padded, statements_on
-from tileir.scheduling.problem import Alone, Body, Choice, OwnRow, Places, Stream, Whole
+from tileir.scheduling.problem import Alone, Body, Choice, OwnRow, Places, Stream, Whole, fault
 
 Facts = dict[str, Any]
 Number = Callable[[Any], int]
 # What a statement on a piece of attention says beside its operands.
 _FACTS = ("eps", "unit_offset", "first", "style")
+# A kind's operations of the consumers, in order, barriers aside.
+_PROGRAMS: dict[str, list[tuple[str, ...]]] = {
+    "contract": [("receive", "multiply", "emit")],
+    "attend": [("attend",)],
+    "map": [("map",)],
+    "select": [("select",), ("choose",)],
+}
 FILLS = ("engine.fill", "engine.fill_rows", "engine.fill_gathered")
 
 
 def describe(op: Any, *, text: bool = False) -> Body:
-    """The facts of an engine.body; with its text, to be compared with other GPUs'."""
+    """The facts of an engine.body; with its text, to be compared with other GPUs'. Raises ScheduleError for operations
+    that its kind has not.
+    """
     number = list(op.operation.regions[0].blocks[0].arguments).index
     roles = {get(o, "sym_name"): o for o in walk(op, "engine.role")}
     kind = get(op, "kind")
+    blocks = list(roles["consumer"].operation.regions[0].blocks)
+    program = [(name_of(o).removeprefix("engine."), located(o)) for block in blocks for o in block]
+    _check_program(op, [name for name, _ in program])
     facts = KINDS[kind](op, number)
     # A select runs on every SM and has no tasks.
     facts.setdefault("space", facts.get("tasks", 0))
@@ -35,10 +47,6 @@ def describe(op: Any, *, text: bool = False) -> Body:
         for s in (*fills, *drains)
         if s.of is not None
     ]
-    program = [
-        (name_of(o).removeprefix("engine."), located(o))
-        for o in roles["consumer"].operation.regions[0].blocks[0]
-    ]
     return Body(
         name=get(op, "sym_name"),
         kind=kind,
@@ -52,6 +60,29 @@ def describe(op: Any, *, text: bool = False) -> Body:
         location=located(op),
         **(facts | {"waits": (*facts.get("waits", ()), *awaited)}),
     )
+
+
+def _check_program(op: Any, program: list[str]) -> None:
+    """The kind's operations are there; rows that are weights are filled, and experts are chosen."""
+    body = Body(get(op, "sym_name"), get(op, "kind"), location=located(op))
+    found = tuple(name for name in program if name != "barrier")
+    if found not in _PROGRAMS[body.kind]:
+        wanted = " or ".join(", ".join(names) for names in _PROGRAMS[body.kind])
+        raise fault(
+            f"{body} of kind {body.kind!r} has the operations {', '.join(found) or 'none'}",
+            f"{wanted}, in this order",
+            body,
+        )
+    for multiply in walk(op, "engine.multiply"):
+        source, fills = get(multiply, "source"), [name_of(o) for o in walk(op, *FILLS)]
+        if (source == "experts") != (get(multiply, "experts") is not None) or (
+            (source == "rows") != ("engine.fill_rows" in fills)
+        ):
+            raise fault(
+                f"{body} multiplies by {source}, of which {', '.join(fills) or 'nothing'} fills the ring",
+                "one source of weights for loaders and consumers",
+                body,
+            )
 
 
 def _text(op: Any) -> str:
@@ -141,9 +172,9 @@ def _old_rows(op: Any, role: str, states: tuple[int, ...], of: int | None = None
 
 
 def _contract(op: Any, number: Number) -> Facts:
-    (receive,), (emit,) = walk(op, "engine.receive"), walk(op, "engine.emit")
-    multiply = next(walk(op, "engine.multiply"), None)
-    source = "tape" if multiply is None else get(multiply, "source")
+    names = ("engine.receive", "engine.multiply", "engine.emit")
+    receive, multiply, emit = (next(walk(op, name)) for name in names)
+    source = get(multiply, "source")
     groups = get(receive, "groups", 1)
     slots = groups if source == "experts" else 1
     out = emit.operands[0]
@@ -182,7 +213,7 @@ def _contract(op: Any, number: Number) -> Facts:
         "tasks": get(emit, "tiles"),
         "space": get(emit, "space"),
         "tiles": first,
-        "sums": 0 if multiply is None else get(multiply, "tiles"),
+        "sums": get(multiply, "tiles"),
         "k": k,
         "out": number(out),
         "source": source,

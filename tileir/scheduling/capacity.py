@@ -94,6 +94,19 @@ def check_channels(problems: Sequence[Problem]) -> None:
 
 def _check_copies(problems: Sequence[Problem], crossing: set[str]) -> None:
     """A channel that crosses GPUs is the same on all, at the same place: that is where others write."""
+    first: dict[str, tuple[Problem, Channel]] = {}
+    for problem in problems:
+        for channel in problem.channels.values():
+            other, there = first.setdefault(channel.name, (problem, channel))
+            if (channel.level == "peer") != (there.level == "peer"):
+                raise fault(
+                    f"channel {channel.name} is of level {there.level!r} on {other} and of level {channel.level!r} on "
+                    f"{problem}",
+                    "one level on all GPUs: who writes into others' copies writes into all",
+                    channel,
+                    other,
+                    problem,
+                )
     copies: dict[str, set[object]] = defaultdict(set)
     for problem in problems:
         places = {(r.memory, r.name): (r.first, r.last) for r in problem.regions}

@@ -108,8 +108,10 @@ def streamed_heads(row: Row, stream: Stream, heads: int) -> list[int]:
 
 def _check_positions(row: Row, found: Pieces, channel: Channel) -> None:
     """A state's row is written where its position says: whoever has the row, nobody else writes there."""
-    wrong = np.flatnonzero(found.first != found.first[0] + np.arange(len(found.first)) * HALF_ROWS)
-    if len(wrong) or (len(found.first) and found.first[0]) or found.last[-1] < channel.values:
+    if not len(found.first):
+        return
+    wrong = np.flatnonzero(found.first != np.arange(len(found.first)) * HALF_ROWS)
+    if len(wrong) or found.last[-1] < channel.values:
         at = int(wrong[0]) if len(wrong) else len(found.first) - 1
         raise fault(
             f"{row} writes the values of positions {at * HALF_ROWS} … {at * HALF_ROWS + HALF_ROWS - 1} from "
