@@ -1,5 +1,6 @@
 """What an engine.body does, as the plain data that proofs need: computed once for all its rows."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import prod
@@ -86,8 +87,10 @@ def _check_program(op: Any, program: list[str]) -> None:
 
 
 def _text(op: Any) -> str:
-    """The body as IR, without its name."""
-    return str(op.operation.get_asm(assume_verified=True)).rpartition("sym_name = ")[0]
+    """The body as IR, without its name; values are numbered in order, whatever stands around it."""
+    text = str(op.operation.get_asm(assume_verified=True)).rpartition("sym_name = ")[0]
+    names: dict[str, str] = {}
+    return re.sub(r"%\w+", lambda m: names.setdefault(m[0], f"%{len(names)}"), text)
 
 
 def _argument(op: Any, number: int) -> Any:
