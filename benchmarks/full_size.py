@@ -98,7 +98,8 @@ def measure(name: str, target: str) -> dict[str, Any]:
         module = import_program(program, context)
         imported = time.perf_counter()
         operations = sum(1 for _ in walk(module))
-        run_pipeline(module, Options(target).pipeline)
+        seconds: dict[str, float] = {}
+        run_pipeline(module, Options(target).pipeline, on_pass=seconds.__setitem__)
         done = time.perf_counter()
         (device,) = walk(module, "engine.device")
         rows = list(walk(device, "engine.row"))
@@ -109,6 +110,7 @@ def measure(name: str, target: str) -> dict[str, Any]:
             "export_s": round(exported - start, 1),
             "import_s": round(imported - exported, 1),
             "compile_s": round(done - imported, 1),
+            "verify_s": round(seconds["verify-schedule"], 1),
             "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
             "graph_operations": operations,
             "rows": len(rows),

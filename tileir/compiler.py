@@ -48,7 +48,8 @@ class Options:
     piece, for one sequence. devices: GPUs, placed as `placement` says (specialize-gpu's candidates; "": the cheapest),
     their prices printed to stderr with `print_candidates`. absorb: attend over latents instead of what they expand to.
     trace: the kernel notes when each SM does what in one step (`tileir trace`). insert: passes of upstream's or of your
-    own (tileir.passes.registry), each behind one of ours: {"tile-graph": "my-pass{count=2},cse"}.
+    own (tileir.passes.registry), each behind one of ours: {"tile-graph": "my-pass{count=2},cse"}; behind the last one,
+    verify-schedule, the module is verified once more.
     """
 
     target: str | Path = "h100"
@@ -190,7 +191,7 @@ def stop_at(program: "ExportedProgram", stop: str, after: set[str], **options: A
 
 
 def _insert(pipeline: str, behind: Mapping[str, str]) -> str:
-    """The pipeline with other passes behind some of its own."""
+    """The pipeline with other passes behind some of its own; what stands behind the last one is proved again."""
     items = parse_pipeline(pipeline)
     names = [item.name for item in items]
     for name in behind:
@@ -199,6 +200,8 @@ def _insert(pipeline: str, behind: Mapping[str, str]) -> str:
                 f"insert: the pipeline has no pass {name!r}", hint=f"its passes: {', '.join(names)}"
             )
     texts = [t for item in items for t in (item.text(), behind.get(item.name, "")) if t]
+    if items[-1].name in behind:
+        texts.append(items[-1].text())
     return f"builtin.module({','.join(texts)})"
 
 

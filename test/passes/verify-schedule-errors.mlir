@@ -2,7 +2,9 @@
 
 // RUN: sed 's/depth = 2/depth = 1/' %S/verify-schedule.mlir | not tileir-opt - --verify-schedule=target=virtual 2>&1 | filecheck %s --check-prefix=COPY
 // COPY: channel candidates_0 has 1 copy: row 8 (select_0) on a slow SM may still read step 1's when row 7 (contract_3) on a fast SM writes step 2's; for example row 8 (select_0), SM 0, step 2
-// COPY: missing: the path row 8 (select_0) → record of row 7 (contract_3) → row 8 (select_0) → row 7 (contract_3)
+// COPY: missing: the path row 8 (select_0) → record of row 7 (contract_3) in step 2 → row 8 (select_0) → row 7 (contract_3), which takes 2 copies by epoch
+// COPY: row 8 (select_0) is at -:{{[0-9]+}}:5
+// COPY: row 7 (contract_3) is at -:{{[0-9]+}}:5
 
 // RUN: sed 's/release = array<i64: 4, 5>, //' %S/verify-schedule.mlir | not tileir-opt - --verify-schedule=target=virtual 2>&1 | filecheck %s --check-prefix=RELEASE
 // RELEASE: row 1 (contract_0) appends to state k_cache_0 with no release: the copy engine of the next step, behind row 8 (select_0), may miss it

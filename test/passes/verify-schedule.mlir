@@ -1,6 +1,12 @@
 // RUN: tileir-opt %s --pass-pipeline='builtin.module(verify-schedule{target=virtual})' | filecheck %s
 
-// A whole decoder of one layer, for four SMs, proves: nothing is changed.
+// RUN: tileir-opt %s --verify-schedule='target=virtual print-paths' 2>&1 | filecheck %s --check-prefix=PATHS
+
+// A whole decoder of one layer, for four SMs, proves: nothing is changed. `print-paths` shows what orders a channel's
+// readers before its next writer.
+
+// PATHS: channel qkv_0, 1 copy: row 2 (attend_0) reads step 1's → record of row 7 (contract_3) → row 8 (select_0) → row 1 (contract_0) writes step 2's
+// PATHS: channel candidates_0, 2 copies: row 8 (select_0) reads step 1's → record of row 7 (contract_3) in step 2 → row 8 (select_0) → row 7 (contract_3) writes step 3's
 
 // CHECK: tileir.level = "engine"
 module attributes {tileir.context = 32 : i64, tileir.level = "engine", tileir.page = 0 : i64, tileir.rings = {slot_bytes = 65536 : i64, window = 3 : i64}, tileir.roles = {consumer = 4 : i64, loader_registers = 64 : i64, registers = 104 : i64, state = 1 : i64, tape = 1 : i64}, tileir.sequences = 1 : i64, tileir.target = "virtual", tileir.tokens = 1 : i64, tileir.vocabulary = 64 : i64} {
@@ -28,7 +34,7 @@ module attributes {tileir.context = 32 : i64, tileir.level = "engine", tileir.pa
         "engine.map"(%arg0) ({
           %15 = "tile.lookup"(%arg1) {scale = 1.000000e+00 : f64} : (tensor<64x32xbf16, "buffer">) -> f32
           "tile.yield"(%15) : (f32) -> ()
-        }) {rows = 16 : i64} : (tensor<1x32xbf16, "channel">) -> ()
+        }) {rows = 16 : i64, space = 16 : i64} : (tensor<1x32xbf16, "channel">) -> ()
       }) {sym_name = "consumer"} : () -> ()
     }) {kind = "map", sym_name = "lookup_0"} : () -> ()
     "engine.body"() ({
@@ -89,7 +95,7 @@ module attributes {tileir.context = 32 : i64, tileir.level = "engine", tileir.pa
         "engine.map"(%arg0) ({
           %15 = "tile.combine"(%arg1) : (tensor<1x2x1x18xf32, "channel">) -> f32
           "tile.yield"(%15) : (f32) -> ()
-        }) {rows = 2 : i64} : (tensor<1x32xbf16, "channel">) -> ()
+        }) {rows = 2 : i64, space = 2 : i64} : (tensor<1x32xbf16, "channel">) -> ()
       }) {sym_name = "consumer"} : () -> ()
     }) {kind = "map", sym_name = "combine_0"} : () -> ()
     "engine.body"() ({

@@ -95,11 +95,12 @@ def ring(problem: Problem, name: str, **changes: Any) -> Problem:
     return replace(problem, rings=problem.rings | {name: replace(problem.rings[name], **changes)})
 
 
-def two_rings(problem: Problem) -> Problem:
-    """The same with a ring and a loader of their own for old rows."""
+def two_rings(problem: Problem, rows: Callable[[Row], bool] | None = None) -> Problem:
+    """The same with a ring and a loader of their own for old rows; rows: of which rows, of all if it does not say."""
+    wanted = rows or is_attend
 
     def apart(row: Any) -> Any:
-        if not is_attend(row):
+        if not wanted(row):
             return row
         fills, drains = (
             tuple(replace(s, ring="state", alone=0, **role) for s in streams)
@@ -110,6 +111,12 @@ def two_rings(problem: Problem) -> Problem:
     tape = problem.rings["tape"]
     rings = problem.rings | {"state": replace(tape, name="state", slots=3, window=2)}
     return replace(problem, rings=rings, rows=tuple(map(apart, problem.rows)))
+
+
+def one_apart(problem: Problem) -> Problem:
+    """A loader of its own for the first layer's old rows only."""
+    first = next(row for row in problem.rows if is_attend(row))
+    return two_rings(problem, lambda row: row is first)
 
 
 def channel(problem: Problem, name: str, **changes: Any) -> Problem:
@@ -144,6 +151,8 @@ def publishes_records(problem: Problem) -> Problem:
             name=f"{body.name}_broken",
             records=False,
             space=4,
+            tiles=4,
+            sums=4,
             tasks=4,
             writes=values,
             offers=(),
@@ -201,7 +210,37 @@ PROBLEM_DEFECTS: dict[str, tuple[Callable[[Problem], Problem], str]] = {
             drains=(),
             program=lambda b: tuple(o for o in b.program if o != "multiply"),
         ),
-        "multiply takes from|takes from other warps",
+        "emit takes partial sums that nobody leaves: receive, barrier, barrier, emit",
+    ),
+    "activations received while others multiply": (
+        lambda p: change(
+            p,
+            lambda r: bool(r.body.appends),
+            program=lambda b: (*b.program[:3], "receive", *b.program[3:]),
+        ),
+        r"in row 1 .* receive overwrites activations that multiply takes for other warps.*"
+        "missing: a barrier from multiply to receive",
+    ),
+    "a row that does not await the barrier of the row before": (
+        lambda p: change(
+            p,
+            lambda r: r.body.kind == "contract" and r.number == 6,
+            program=lambda b: ("receive", "barrier", "multiply", "barrier", "receive", "emit"),
+        ),
+        r"in row 7 .* receive overwrites activations that receive of row 6 .* leaves for other warps.*"
+        r"row 7 \(\w+\) is at -:\d+:5\n  receive of row 6 .* is at -:\d+:9\n  receive of row 7 .* is at -:\d+:9",
+    ),
+    "a slot of more bytes than an mbarrier counts": (
+        lambda p: ring(p, "tape", slot_bytes=1 << 20),
+        "a slot of ring tape has 1048576 bytes.*at most 1048575 bytes",
+    ),
+    "more named barriers than there are": (
+        lambda p: replace(p, needs=p.needs | {"barriers": 17}),
+        "17 named barriers are used by a block; there are 16",
+    ),
+    "two loaders of what a step's record decides": (
+        one_apart,
+        r"the step's record is awaited by role state in row 2 .* and by role tape in row \d+ ",
     ),
     "a stream that nobody drains": (
         lambda p: change(p, is_attend, drains=()),

@@ -54,6 +54,21 @@ def test_full_size() -> None:
     assert len(problems[0].rows) > 1000
 
 
+def test_paths_of_loaders(good: list[Problem]) -> None:
+    """What orders a loader before the next writer of what it reads: two records, or the barrier that it frees."""
+    edge, chooser = r"row 24 \(contract_13\)", r"row 25 \(select_3\)"
+    lines = [path.line.replace(" of GPU 0", "") for path in verify(*good)]
+    for wanted in (
+        r"channel indices_0, 3 copies: role state of row 9 \(attend_0\) reads step 1's → record of step 2 → "
+        rf"record of {edge} in step 3 → {chooser} → row 8 \(select_0\) writes step 4's",
+        r"channel routing_0, 1 copy: role state of row 16 .* → empty mbarrier → row 14 .* writes step 2's",
+        r"channel routing_0, 1 copy: row 16 .* → barrier of the SM → row 14 .* writes step 2's",
+    ):
+        assert any(re.fullmatch(wanted, line) for line in lines), wanted
+    polled = {(n, row.number, role) for row in good[0].rows for n, role in row.polls}
+    assert len([p for p in verify(*good) if p.reader.device == 0]) == len(polled)
+
+
 def on(device: int, defect: Callable[[str], str]) -> Callable[[str], str]:
     """The defect on one GPU of two."""
 
@@ -124,6 +139,22 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
         sub(r"(tile.weigh.*\n.*bases = array<i64: )0, 8", r"\g<1>0, 0"),
         r"of channel weighted_0 is written by tasks 0 and 0 of row .* when expert 0",
     ),
+    "experts that nobody chooses": (
+        sub(r"(multiply\"\(\)[^\n]*source = )\"tape\"", r'\1"experts"', 1),
+        "body contract_0 multiplies by experts, of which engine.fill fills the ring",
+    ),
+    "rows as weights that no loader fills": (
+        sub(r".*engine.fill_rows.*\n", ""),
+        "body contract_4 multiplies by rows, of which nothing fills the ring",
+    ),
+    "scores that are not published": (
+        sub(r'(.*tile.relu_sum.*\n).*"tile.publish".*\n', r"\1"),
+        r"waits for values 0 … 63 of channel scores_0, of which row 5 \(contract_4\) of GPU 0 writes none",
+    ),
+    "no choice": (
+        sub(r'.*"engine.choose".*"route".*\n', ""),
+        "body select_1 of kind 'select' has the operations none",
+    ),
     "a sum of too few slots": (
         sub(r'"tile.sum"\(%arg1\) \{size = 2', '"tile.sum"(%arg1) {size = 4'),
         "waits for values",
@@ -178,11 +209,17 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
     ),
     # selected positions
     "scores of too few positions": (
-        sub(
-            r"tiles = 4(.*\n.*\n.*)space = 4 : i64, tiles = 4( : i64}.*x64xf32)",
-            r"tiles = 3\1space = 3 : i64, tiles = 3\2",
+        lambda t: sub(r'(source = "rows".*tiles = )4', r"\g<1>3")(
+            sub(
+                r"tiles = 4(.*\n.*\n.*)space = 4 : i64, tiles = 4( : i64}.*3x64xf32)",
+                r"tiles = 3\1space = 3 : i64, tiles = 3\2",
+            )(t)
         ),
         "writes the values of positions",
+    ),
+    "scores of fewer values of a query than of a key": (
+        sub(r"(\{groups = 2 : i64, k = )16( : i64, offset = 0 : i64, stride = 16)", r"\g<1>8\2"),
+        r"in row 5 \(contract_4\) of GPU 0 .* the consumers multiply k = 16 by 8 values of x",
     ),
     "scores at other positions": (
         sub(r"(tile.relu_sum.*\n.*bases = array<i64: )0, 8", r"\g<1>8, 16"),
@@ -239,6 +276,10 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
         on(1, sub(r'.*engine.row.*"linear_5"\].*\n', "", 1)),
         r"waits for values .* of channel linear_5, of which row \d+ .* of GPU 0 writes 0 … 63",
     ),
+    "values that only one GPU sends": (
+        on(1, sub(r'level = "gpu"(.*"embedding_0")', r'level = "peer"\1')),
+        "channel embedding_0 is of level 'gpu' on GPU 0 and of level 'peer' on GPU 1",
+    ),
     "records of one GPU": (sub("x8x2xi32", "x4x2xi32"), "8 values .* for the records of 8 SMs"),
     "records that do not cross": (
         sub(r'level = "peer"(.*"candidates_1")', r'level = "gpu"\1'),
@@ -260,6 +301,23 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
             ),
         ),
         "channel linear_5 crosses GPUs, where its .* at one place",
+    ),
+    "a routing of another scale on a GPU": (
+        on(1, sub(r"(engine.choose.*\bscale = )1\.", r"\g<1>2.")),
+        r"row 14 \(select_1\) of GPU 0 and row 14 \(select_1\) of GPU 1 make values 0 … 3 of channel routing_0, each "
+        "for its own GPU, by different operations.*missing: the same work on all GPUs",
+    ),
+    "scores of other weights on a GPU": (
+        on(1, sub(r'("residual_0", "linear_4".*weights = \["w", )"w"', r'\1"u"')),
+        "of channel linear_4, each for its own GPU, by different weights",
+    ),
+    "scores of another operand on a GPU": (
+        on(1, sub(r'"residual_0", "linear_4"', '"embedding_0", "linear_4"')),
+        "of channel linear_4, each for its own GPU, by different operands",
+    ),
+    "a GPU that adds in another order": (
+        on(1, sub(r'"tile.plus"\(%29, %30\)', '"tile.plus"(%30, %29)')),
+        "of channel residual_1, each for its own GPU, by different operations.*order of sums",
     ),
     "another context on a GPU": (
         on(1, sub(r"\bcontext = 64", "context = 48")),
@@ -343,7 +401,7 @@ PROBLEM_DEFECTS: dict[str, tuple[Callable[[Problem], Problem], str]] = {
     ),
     "a routing for all SMs of one copy": (
         lambda p: channel(p, "routing_0", level="gpu"),
-        r"routing_0 has 1 copy: role state of row \d+ .* three copies",
+        r"routing_0 has 1 copy: role state of row \d+ .* which takes 3 copies",
     ),
     "one SM's values for its warps only": (
         lambda p: channel(p, "scores_0", level="sm"),
@@ -407,6 +465,14 @@ PROBLEM_DEFECTS: dict[str, tuple[Callable[[Problem], Problem], str]] = {
     "fewer pages than the table": (
         state("keys", positions=64),
         "one table of pages for all states names 8 of state kv and 4 of state keys",
+    ),
+    "a table of more pages on a GPU": (
+        lambda p: state("kv", positions=256)(state("keys", positions=256)(p)),
+        "one table of pages for all GPUs names 16 of state k.* of GPU 0 and 8 of state k.* of GPU 1",
+    ),
+    "a routing of two copies": (
+        lambda p: channel(p, "routing_0", depth=2),
+        "routing_0 of level 'sm' has 2 copies",
     ),
     "a crossing against the order": (
         lambda p: move(p, row_of(p, lambda r: r.written == "linear_5"), row_of(p, awaits_parts)),

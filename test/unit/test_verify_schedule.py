@@ -2,16 +2,20 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import pytest
 
+import tileir
 from test.families import family
 from test.models import OwnModel, export_own, tiny_llama
 from test.schedules import engine_text, parse, ranged_text
+from tileir.dialect.attributes import put, walk
 from tileir.errors import ContractError
 from tileir.frontends.torch_export import export_decode
+from tileir.passes import registry
+from tileir.passes.base import Pass
 from tileir.scheduling.problem import Problem, ScheduleError
 from tileir.scheduling.verify import verify
 
@@ -118,7 +122,27 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
         sub(r'"tile.append"\(%arg6.*\n', ""),
         "streams state v_cache_0, which no row appends to",
     ),
+    "a combine of other splits": (
+        sub(r"(tile.combine.*splits = )1", r"\g<1>2"),
+        r"row 3 \(combine_0\) awaits channel partial_0, which row 2 .* leaves out where one split has all rows",
+    ),
     # assignment
+    "a lookup of more pairs than there are": (
+        sub("rows = 32 :", "rows = 33 :"),
+        r"row 0 \(lookup_0\) has tasks 0 … 32 of a space of 32",
+    ),
+    "tiles without a segment": (
+        sub(r"\{space = 8 :", "{space = 9 :"),
+        "has segments for 8 tiles of a space of 9",
+    ),
+    "sums of fewer tiles than are emitted": (
+        sub(r'(engine.(?:fill|multiply)".*tiles = )8', r"\g<1>7"),
+        "multiply leaves sums of 7 tiles, and emit takes those of 8",
+    ),
+    "a GPU that is not there": (
+        sub(r"\bdevices = 1", "devices = 2"),
+        "GPU 0 is one of 2 GPUs, and the module has GPU 0",
+    ),
     "a rotation beyond the SMs": (
         row("contract_1", "rotation = 0", "rotation = 4"),
         "rotated by 4 of 4 SMs",
@@ -153,6 +177,14 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
         sub(r'engine.fill_rows"\(%arg1, %arg2\)', 'engine.fill_rows"(%arg2, %arg1)'),
         "streams states v_cache_0 and k_cache_0 and the consumers take them for k_cache_0 and v_cache_0",
     ),
+    "old rows of fewer heads": (
+        sub(r"(fill_rows.*kv_heads = )2", r"\g<1>1"),
+        "role tape's fill of ring tape goes over 1 kv heads of state k_cache_0, which has 2",
+    ),
+    "fewer values of x than are multiplied": (
+        sub(r"k = 64( : i64, offset = 0)", r"k = 32\1", 1),
+        "tiles of k = 64, and the consumers multiply k = 64 by 32 values of x",
+    ),
     "another window": (
         sub(r'(engine.fill_rows".*)window = 0', r"\g<1>window = 5"),
         r"fills ring tape by \(tasks, splits, groups, head size, window, alone\)",
@@ -163,6 +195,18 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
     ),
     "two loaders of states": (sub("state = 1 :", "state = 2 :"), "1 state warps, of which 2 run"),
     # shared memory
+    "no multiply": (
+        sub(r'"engine.multiply".*\n', "\n", 1),
+        "body contract_0 of kind 'contract' has the operations receive, emit",
+    ),
+    "receive behind multiply": (
+        sub(
+            r'("engine.receive"(?:.*\n){4})(.*"engine.barrier".*\n)(.*"engine.multiply".*\n)',
+            r"\3\2\1",
+            1,
+        ),
+        "has the operations multiply, receive, emit",
+    ),
     "no barrier behind receive": (
         sub(r'"engine.barrier"\(\) : \(\) -> \(\)\n(\s+"engine.multiply)', r"\1"),
         "receive leaves activations",
@@ -237,6 +281,14 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
     "too many registers": (
         sub(r" registers = \d+ : i64, state", " registers = 600 : i64, state"),
         "registers are asked for by an SM's roles",
+    ),
+    "a consumer's thread of more registers than its budget": (
+        sub(r" registers = \d+ : i64, state", " registers = 112 : i64, state"),
+        "112 registers a consumer's thread; there are 104",
+    ),
+    "a loader's thread of more registers than its budget": (
+        sub(r"loader_registers = \d+", "loader_registers = 72"),
+        "72 registers a loader's thread; there are 64",
     ),
     "too much shared memory": (
         sub(r"smem_bytes = \d+", "smem_bytes = 9999999"),
@@ -331,3 +383,23 @@ def test_only_one_task_of_a_kv_head_appends(norms: Problem) -> None:
 def test_attention_that_appends_nothing(norms: Problem) -> None:
     with pytest.raises(ScheduleError, match="streams state k_cache_0, which no row appends to"):
         verify(_attention(norms, appends=()))
+
+
+@pytest.mark.parametrize("behind", ["allocate-memory", "verify-schedule"])
+def test_no_compile_skips_the_proof(behind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever passes are put in, also behind the proof, what is compiled is proved."""
+
+    @dataclass(frozen=True)
+    class OneCopy(Pass):
+        name: ClassVar[str] = "one-copy"
+        before: ClassVar[str] = "engine"
+        after: ClassVar[str] = "engine"
+
+        def run(self, module: Any) -> None:
+            for channel in walk(module, "engine.channel"):
+                put(channel, depth=1)
+
+    monkeypatch.setattr(registry, "_added", {})
+    registry.register(OneCopy)
+    with pytest.raises(ScheduleError, match="channel candidates_0 has 1 copy"):
+        tileir.compile(export_own(OwnModel()), target="virtual", insert={behind: "one-copy"})

@@ -1,26 +1,39 @@
 """What an engine.body does, as the plain data that proofs need: computed once for all its rows."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import prod
 from typing import Any
 
-from tileir.dialect.attributes import get, name_of, place_of, static_shape, walk
-from tileir.dialect.tile import BLOCK_K, HALF_ROWS, TILE_ROWS, padded, statements_on
-from tileir.scheduling.problem import Alone, Body, Choice, OwnRow, Places, Stream, Whole
+from tileir.dialect.attributes import get, located, name_of, place_of, static_shape, walk
+from tileir.dialect.tile import BLOCK_K, HALF_ROWS, padded, statements_on
+from tileir.scheduling.problem import Alone, Body, Choice, OwnRow, Places, Stream, Whole, fault
 
 Facts = dict[str, Any]
 Number = Callable[[Any], int]
 # What a statement on a piece of attention says beside its operands.
 _FACTS = ("eps", "unit_offset", "first", "style")
+# A kind's operations of the consumers, in order, barriers aside.
+_PROGRAMS: dict[str, list[tuple[str, ...]]] = {
+    "contract": [("receive", "multiply", "emit")],
+    "attend": [("attend",)],
+    "map": [("map",)],
+    "select": [("select",), ("choose",)],
+}
 FILLS = ("engine.fill", "engine.fill_rows", "engine.fill_gathered")
 
 
-def describe(op: Any) -> Body:
-    """The facts of an engine.body."""
+def describe(op: Any, *, text: bool = False) -> Body:
+    """The facts of an engine.body; with its text, to be compared with other GPUs'. Raises ScheduleError for operations
+    that its kind has not.
+    """
     number = list(op.operation.regions[0].blocks[0].arguments).index
     roles = {get(o, "sym_name"): o for o in walk(op, "engine.role")}
     kind = get(op, "kind")
+    blocks = list(roles["consumer"].operation.regions[0].blocks)
+    program = [(name_of(o).removeprefix("engine."), located(o)) for block in blocks for o in block]
+    _check_program(op, [name for name, _ in program])
     facts = KINDS[kind](op, number)
     # A select runs on every SM and has no tasks.
     facts.setdefault("space", facts.get("tasks", 0))
@@ -35,7 +48,6 @@ def describe(op: Any) -> Body:
         for s in (*fills, *drains)
         if s.of is not None
     ]
-    program = roles["consumer"].operation.regions[0].blocks[0]
     return Body(
         name=get(op, "sym_name"),
         kind=kind,
@@ -43,9 +55,42 @@ def describe(op: Any) -> Body:
         drains=tuple(drains),
         released=tuple(get(op, "release", [])),
         acquired=tuple(get(op, "acquire", [])),
-        program=tuple(name_of(o).removeprefix("engine.") for o in program),
+        program=tuple(name for name, _ in program),
+        places=dict(program),
+        text=_text(op) if text else "",
+        location=located(op),
         **(facts | {"waits": (*facts.get("waits", ()), *awaited)}),
     )
+
+
+def _check_program(op: Any, program: list[str]) -> None:
+    """The kind's operations are there; rows that are weights are filled, and experts are chosen."""
+    body = Body(get(op, "sym_name"), get(op, "kind"), location=located(op))
+    found = tuple(name for name in program if name != "barrier")
+    if found not in _PROGRAMS[body.kind]:
+        wanted = " or ".join(", ".join(names) for names in _PROGRAMS[body.kind])
+        raise fault(
+            f"{body} of kind {body.kind!r} has the operations {', '.join(found) or 'none'}",
+            f"{wanted}, in this order",
+            body,
+        )
+    for multiply in walk(op, "engine.multiply"):
+        source, fills = get(multiply, "source"), [name_of(o) for o in walk(op, *FILLS)]
+        if (source == "experts") != (get(multiply, "experts") is not None) or (
+            (source == "rows") != ("engine.fill_rows" in fills)
+        ):
+            raise fault(
+                f"{body} multiplies by {source}, of which {', '.join(fills) or 'nothing'} fills the ring",
+                "one source of weights for loaders and consumers",
+                body,
+            )
+
+
+def _text(op: Any) -> str:
+    """The body as IR, without its name; values are numbered in order, whatever stands around it."""
+    text = str(op.operation.get_asm(assume_verified=True)).rpartition("sym_name = ")[0]
+    names: dict[str, str] = {}
+    return re.sub(r"%\w+", lambda m: names.setdefault(m[0], f"%{len(names)}"), text)
 
 
 def _argument(op: Any, number: int) -> Any:
@@ -85,7 +130,9 @@ def _drain(op: Any, fills: list[Stream], number: Number) -> Stream:
             splits,
             splits=splits,
             head_size=get(op, "k"),
+            k=get(op, "k"),
             arguments=filled,
+            location=located(op),
         )
     return _weights(op, "consumer", number)
 
@@ -99,8 +146,10 @@ def _weights(op: Any, role: str, number: Number) -> Stream:
         role,
         get(op, "tiles"),
         blocks=padded(get(op, "k")) // BLOCK_K,
+        k=get(op, "k"),
         of=of[0] if of else None,
         experts=None if experts is None else (experts[0], experts[1]),
+        location=located(op),
     )
 
 
@@ -112,11 +161,13 @@ def _old_rows(op: Any, role: str, states: tuple[int, ...], of: int | None = None
         get(op, "tasks", groups * splits),
         splits=splits,
         groups=groups,
+        heads=get(op, "kv_heads"),
         head_size=get(op, "head_size"),
         window=get(op, "window"),
         alone=get(op, "alone"),
         arguments=states,
         of=of,
+        location=located(op),
     )
 
 
@@ -124,9 +175,9 @@ def _old_rows(op: Any, role: str, states: tuple[int, ...], of: int | None = None
 
 
 def _contract(op: Any, number: Number) -> Facts:
-    (receive,), (emit,) = walk(op, "engine.receive"), walk(op, "engine.emit")
-    multiply = next(walk(op, "engine.multiply"), None)
-    source = "tape" if multiply is None else get(multiply, "source")
+    names = ("engine.receive", "engine.multiply", "engine.emit")
+    receive, multiply, emit = (next(walk(op, name)) for name in names)
+    source = get(multiply, "source")
     groups = get(receive, "groups", 1)
     slots = groups if source == "experts" else 1
     out = emit.operands[0]
@@ -163,7 +214,10 @@ def _contract(op: Any, number: Number) -> Facts:
         waits.append(Whole(number(o.operands[2]), offset, offset + groups))
     facts = {
         "tasks": get(emit, "tiles"),
-        "space": first,
+        "space": get(emit, "space"),
+        "tiles": first,
+        "sums": get(multiply, "tiles"),
+        "k": k,
         "out": number(out),
         "source": source,
         "groups": groups if source == "tape" else 1,
@@ -335,13 +389,11 @@ def _map(op: Any, number: Number) -> Facts:
     rows, out, region = get(made, "rows"), made.operands[0], made.operation.regions[0].blocks[0]
     loads = [*walk(made, "tile.load"), *walk(made, "tile.sum")]
     combines = list(walk(made, "tile.combine"))
-    sizes = [get(o, "size") for o in loads]
-    sizes += [static_shape(o.operands[0])[-1] - 2 for o in combines]
     lookups = list(walk(made, "tile.lookup"))
-    width = sizes[0] if sizes else 2
-    space = _values(out) // width
+    space = get(made, "space", rows)
     # One whole row ends in zeros up to whole tiles.
-    row = width if space > 1 else -(-width // TILE_ROWS) * TILE_ROWS
+    row = _values(out) // space
+    width = get(loads[0], "size") if loads else row
 
     def places(argument: Any, base: int, step: int, size: int, *more: int) -> Places:
         return Places(number(argument), 0, space, space, step, 0, (base, *more), size)
@@ -359,8 +411,7 @@ def _map(op: Any, number: Number) -> Facts:
     alone = None
     for o in combines:
         if get(o, "alone"):
-            splits = static_shape(o.operands[0])[2]
-            alone = Alone(get(o, "alone"), get(o, "window"), splits)
+            alone = Alone(get(o, "alone"), get(o, "window"), get(o, "splits"))
     (yielded,) = list(region)[-1].operands
     appends = []
     for o in walk(made, "tile.store"):
@@ -369,7 +420,7 @@ def _map(op: Any, number: Number) -> Facts:
         appends.append(OwnRow(to, places(out, 0, row, width) if value == yielded else None))
     return {
         "tasks": rows,
-        "space": max(rows, space),
+        "space": space,
         "out": number(out),
         "reads": tuple(reads),
         "writes": (places(out, 0, row, row),),

@@ -1,11 +1,12 @@
 """verify-schedule: prove that the kernel neither hangs nor races, before it is made."""
 
+import sys
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
 
 from tileir.dialect.attributes import element_of, get, located, name_of, static_shape, walk
-from tileir.dialect.engine import declarations
+from tileir.dialect.engine import ROLES, declarations
 from tileir.dialect.tile import TILE_ROWS, padded
 from tileir.errors import ContractError
 from tileir.passes.allocate_memory import (
@@ -25,6 +26,8 @@ from tileir.target import LOADER_WARPS, Target, find_target
 MEMORIES = {"channel": "exchange", "buffer": "constant", "state": "state"}
 # Bulk copies go to multiples of 16 bytes (PTX ISA 9.7.9.25), mbarriers are 8 wide.
 COPY_ALIGNMENT, BARRIER_ALIGNMENT = 128, 8
+# Of a block (PTX ISA 9.7.13.1).
+NAMED_BARRIERS = 16
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,14 @@ class VerifySchedulePass(Pass):
     """Prove arrivals, ring phases, program order, channel reuse, state order and capacity.
 
     Before: engine level, memory allocated. After: the same module, proved; tileir/scheduling/verify.py says what and
-    how. A failure names the two offenders, an example and the missing edge.
+    how. `print-paths` writes to stderr what orders each channel's readers before its next writer. A failure names the
+    two offenders and where they stand, an example and the missing edge.
 
-        row 4 (contract_1) waits for channel residual_1, which row 6 (contract_1) writes later in the same step; for
-        example row 4 (contract_1), SM 0, step 1
+        tiny.mlir:178:5: row 4 (contract_1) waits for channel residual_1, which row 6 (contract_1) writes later in the
+        same step; for example row 4 (contract_1), SM 0, step 1
           missing: row 6 (contract_1) before row 4 (contract_1)
+          row 4 (contract_1) is at tiny.mlir:178:5
+          row 6 (contract_1) is at tiny.mlir:180:5
     """
 
     name: ClassVar[str] = "verify-schedule"
@@ -44,21 +50,28 @@ class VerifySchedulePass(Pass):
     after: ClassVar[str] = "engine"
 
     target: str = "h100"
+    print_paths: bool = False
 
     def run(self, module: Any) -> None:
         """Verify all devices together. Raises ScheduleError, and ContractError if an earlier pass has not run."""
         target = find_target(self.target)
-        verify(*(problem_of(device, target) for device in walk(module, "engine.device")))
+        paths = verify(*(problem_of(device, target) for device in walk(module, "engine.device")))
+        if self.print_paths:
+            print(*(path.line for path in paths), sep="\n", file=sys.stderr)
 
 
 def problem_of(device: Any, target: Target) -> Problem:
     """The plain data that the proofs need. Raises ContractError for what earlier passes have not decided."""
     block = list(device.operation.regions[0].blocks[0])
     values = {get(op, "sym_name"): op for op in declarations(device)}
-    bodies = {get(o, "sym_name"): describe(o) for o in block if name_of(o) == "engine.body"}
+    index, devices = get(device, "index"), get(device, "devices")
+    several = index if devices > 1 else None
+    bodies = {
+        get(o, "sym_name"): describe(o, text=several is not None)
+        for o in block
+        if name_of(o) == "engine.body"
+    }
     rows = [o for o in block if name_of(o) == "engine.row"]
-    index = get(device, "index")
-    several = index if get(device, "devices", 1) > 1 else None
     rings = [o for o in block if name_of(o) == "engine.ring"]
     roles = _decided(device.operation.parent, "tileir.roles", "specialize-warp")
     smem = _decided(device, "smem_bytes", "allocate-memory")
@@ -73,6 +86,8 @@ def problem_of(device: Any, target: Target) -> Problem:
                 get(row, "rotation"),
                 get(row, "tile_base"),
                 several,
+                tuple(map(str, (*get(row, "weights"), *get(row, "views", [])))),
+                located(row),
             )
             for row in rows
         ),
@@ -86,6 +101,7 @@ def problem_of(device: Any, target: Target) -> Problem:
         context=get(device, "context"),
         vocabulary=get(device, "vocabulary"),
         index=index,
+        devices=devices,
         sequences=get(device, "sequences"),
         page=get(device, "page"),
         roles=roles,
@@ -95,8 +111,12 @@ def problem_of(device: Any, target: Target) -> Problem:
             "sms": target.sms,
             "threads": 1024,
             "registers": target.threads * target.entry_registers,
+            "consumer registers": target.registers,
+            "loader registers": target.loader_registers,
+            "barriers": NAMED_BARRIERS,
             "shared memory": target.smem_bytes,
         },
+        location=located(device),
     )
 
 
@@ -120,23 +140,29 @@ def _needs(device: Any, roles: dict[str, int], smem: int) -> dict[str, int]:
         "sms": get(device, "sms"),
         "threads": 32 * (consumers + LOADER_WARPS),
         "registers": 32 * (consumers * roles["registers"] + loaders),
+        "consumer registers": roles["registers"],
+        "loader registers": roles["loader_registers"],
+        # One of the whole block, and one of each role that has several warps.
+        "barriers": 1 + sum(roles.get(role, 0) > 1 for role in ROLES),
         "shared memory": smem,
     }
 
 
 def _channel(op: Any) -> Channel:
     tokens, *shape = static_shape(op.results[0])
-    facts = (get(op, n) for n in ("payload", "protocol", "level", "depth"))
-    return Channel(get(op, "sym_name"), tokens, prod(shape), element_of(op.results[0]), *facts)
+    facts = {n: get(op, n) for n in ("payload", "protocol", "level", "depth")}
+    facts |= {"element": element_of(op.results[0]), "location": located(op)}
+    return Channel(get(op, "sym_name"), tokens, prod(shape), **facts)
 
 
 def _state(op: Any) -> State:
     heads, positions, size = static_shape(op.results[0])
-    return State(get(op, "sym_name"), heads, positions, size, get(op, "page", 0))
+    return State(get(op, "sym_name"), heads, positions, size, get(op, "page", 0), located(op))
 
 
 def _ring(op: Any) -> Ring:
-    return Ring(*(get(op, n) for n in ("sym_name", "slots", "slot_bytes", "window")))
+    facts = {n: get(op, n) for n in ("slots", "slot_bytes", "window")}
+    return Ring(get(op, "sym_name"), **facts, location=located(op))
 
 
 # ---- places
@@ -149,7 +175,9 @@ def _placed(op: Any) -> Region:
     if kind == "channel" and get(op, "level") == "sm":
         first = _decided(op, "offset", "allocate-memory")
         size = size * ELEMENT_BYTES[element_of(value)] * get(op, "depth") + BARRIER_BYTES
-        return Region("shared", get(op, "sym_name"), first, first + size, BARRIER_ALIGNMENT)
+        return Region(
+            "shared", get(op, "sym_name"), first, first + size, BARRIER_ALIGNMENT, located(op)
+        )
     if kind == "channel":
         size = (
             size // (2 if get(op, "payload") == "bf16x2" else 1) * PACKET_BYTES * get(op, "depth")
@@ -158,7 +186,7 @@ def _placed(op: Any) -> Region:
         size *= ELEMENT_BYTES[element_of(value)]
     first = _decided(op, "offset", "allocate-memory")
     # The phase table counts places in units of the alignment.
-    return Region(MEMORIES[kind], get(op, "sym_name"), first, first + size, ALIGNMENT)
+    return Region(MEMORIES[kind], get(op, "sym_name"), first, first + size, ALIGNMENT, located(op))
 
 
 def _shared(device: Any, rings: list[Any]) -> list[Region]:
@@ -166,7 +194,7 @@ def _shared(device: Any, rings: list[Any]) -> list[Region]:
 
     def region(op: Any, attribute: str, name: str, size: int, alignment: int) -> Region:
         first = _decided(op, attribute, "allocate-memory")
-        return Region("shared", name, first, first + size, alignment)
+        return Region("shared", name, first, first + size, alignment, located(op))
 
     x_bytes, part_bytes = map(max, stage_bytes(device), _least_bytes(device))
     regions = [

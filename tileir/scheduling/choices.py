@@ -34,6 +34,7 @@ def check_choices(problem: Problem, problems: Sequence[Problem]) -> None:
                     f"{row} goes by what {name} chose, and {chooser or 'no row'} makes a choice there",
                     f"a choice of kind {kind!r} before {row}",
                     row,
+                    chooser or problem.channels[name],
                 )
             if kind == "top_k":
                 continue
@@ -42,6 +43,7 @@ def check_choices(problem: Problem, problems: Sequence[Problem]) -> None:
                     f"{row} has {row.body.slots} slots for a token's experts, of which {chooser} chooses {choice.k}",
                     "a slot for each chosen expert",
                     row,
+                    chooser,
                 )
             first, behind = stream.experts or (0, 0)
             if not 0 <= first < behind <= choice.among:
@@ -49,6 +51,7 @@ def check_choices(problem: Problem, problems: Sequence[Problem]) -> None:
                     f"{row} has experts {first} … {behind - 1}, {chooser} chooses among {choice.among}",
                     "a range of experts that there are",
                     row,
+                    chooser,
                 )
 
 
@@ -62,6 +65,7 @@ def _check_choice(problem: Problem, row: Row, choice: Choice) -> None:
             f"{row} chooses {choice.k} of {choice.among} into the {out.values} words of channel {out.name}",
             f"{words} words, and no more than there are",
             row,
+            out,
         )
     # Whole tiles are published: scores, and keys behind them, are padded to 16 each.
     lists = choice.scores // choice.among
@@ -71,12 +75,14 @@ def _check_choice(problem: Problem, row: Row, choice: Choice) -> None:
             f"scores",
             "a score for each",
             row,
+            scores,
         )
     if choice.kind == "top_k" and choice.among != problem.context:
         raise fault(
             f"{row} chooses among {choice.among} positions of a context of {problem.context}",
             "a score for every position",
             row,
+            problem,
         )
 
 
@@ -92,7 +98,8 @@ def exchange(problem: Problem) -> tuple[Row, Row]:
         raise fault(
             f"{who} of {len(problem.rows)} rows await the records of all SMs, which one has to, to make the token",
             "an all-to-all edge, from the record of every SM to one select",
-            problem.rows[-1],
+            *(choosers or problem.rows[-1:]),
+            problem,
         )
     chooser = choosers[-1]
     recorders = [row for row in problem.rows if row.body.records]
@@ -105,6 +112,7 @@ def exchange(problem: Problem) -> tuple[Row, Row]:
             f"{who} records that {chooser} awaits",
             f"an edge from {unread[0] if unread else 'records'} to {chooser}",
             chooser,
+            *unread[:1],
         )
     _check_chosen(problem, choosers)
     return last[-1], chooser
@@ -118,15 +126,26 @@ def _check_chosen(problem: Problem, choosers: list[Row]) -> None:
                 f"{row} needs the token that {choosers[0]} chooses later in the step",
                 f"{choosers[0]} before {row}",
                 row,
+                choosers[0],
             )
 
 
 def check_same(problems: Sequence[Problem], edges: Sequence[tuple[Row, Row]]) -> None:
     """All GPUs make the same choices of the same records, in the same step. Raises ScheduleError."""
+    indices = [problem.index for problem in problems]
+    for problem in problems:
+        if indices != list(range(problem.devices)):
+            raise fault(
+                f"{problem} is one of {problem.devices} GPUs, and the module has {', '.join(map(str, problems))}",
+                "a kernel for every GPU that takes part",
+                *problems,
+            )
     for name in ("sms", "tokens", "sequences", "page", "context"):
         values = [getattr(problem, name) for problem in problems]
         if len(set(values)) > 1:
-            raise fault(f"GPUs have {name} of {values}", "one and the same step on all GPUs")
+            raise fault(
+                f"GPUs have {name} of {values}", "one and the same step on all GPUs", *problems
+            )
     choices = [_choices(problem) for problem in problems]
     for (_, at), those in zip(edges, choices, strict=True):
         if those != choices[0]:
@@ -134,6 +153,7 @@ def check_same(problems: Sequence[Problem], edges: Sequence[tuple[Row, Row]]) ->
                 f"{at} chooses by {those[-1][2]}, {edges[0][1]} by {choices[0][-1][2]}: their steps part",
                 "the same choices on all GPUs",
                 at,
+                edges[0][1],
             )
     for problem, (edge, chooser) in zip(problems, edges, strict=True):
         if len(problems) == 1:
@@ -145,6 +165,7 @@ def check_same(problems: Sequence[Problem], edges: Sequence[tuple[Row, Row]]) ->
                     f"of the other GPUs' SMs",
                     f'records of level "peer" from every SM of every GPU, as of {edge}',
                     chooser,
+                    edge,
                 )
 
 

@@ -4,8 +4,9 @@ Bodies are described once, symbolically in the task; rows say on which operands,
 SMs by tileir/scheduling/assign.py.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,6 +18,19 @@ RECORD_WORDS = 2
 
 class ScheduleError(TileirError):
     """A schedule that could hang, race or not fit."""
+
+
+def _place() -> Any:
+    """Where an operation of the module stands, "" if that is not known; what is alike elsewhere is equal."""
+    return field(default="", compare=False)
+
+
+class Located(Protocol):
+    """What can offend: its text names it."""
+
+    @property
+    def location(self) -> str:
+        """Where it stands in the IR."""
 
 
 @dataclass(frozen=True)
@@ -74,25 +88,32 @@ class OwnRow:
 class Stream:
     """What passes a ring, from `role`, in tasks that are shared out over the SMs.
 
-    Weights: `blocks` of 1 KB a task. States: the old rows of `arguments` = (k, v), head_size values each, those before
-    the first position of a sequence's step; a task has one of `groups` groups, hence one kv head, and one of `splits`
-    parts, but up to `alone` rows are the first's; window 0 is the whole context. of: the operand whose values, known
-    only in the step, say which tasks there are, of the experts [first, behind) that it may choose, or which old rows
-    they take.
+    Weights: `blocks` of 1 KB a task, that meet `k` values of x. States: the old rows of `arguments` = (k, v), head_size
+    values each, those before the first position of a sequence's step; a task has one of `groups` groups, hence one of
+    `heads` kv heads, and one of `splits` parts, but up to `alone` rows are the first's; window 0 is the whole context.
+    of: the operand whose values, known only in the step, say which tasks there are, of the experts [first, behind) that
+    it may choose, or which old rows they take.
     """
 
     ring: str
     role: str
     tasks: int
     blocks: int = 0
+    k: int = 0
     splits: int = 1
     groups: int = 1
+    heads: int = 1
     head_size: int = 0
     window: int = 0
     alone: int = 0
     arguments: tuple[int, ...] = ()
     of: int | None = None
     experts: tuple[int, int] | None = None
+    location: str = _place()
+
+    def __str__(self) -> str:
+        does = "drain" if self.role == "consumer" else "fill"
+        return f"role {self.role}'s {does} of ring {self.ring}"
 
 
 @dataclass(frozen=True)
@@ -120,20 +141,25 @@ class Body:
     """What the roles do in a stage; operands are numbers.
 
     tasks: of a row; space: of the whole stage; of experts, both of one expert; of a state's rows, both tiles of
-    positions. source: what a contract streams, "tape", "experts" or "rows". groups: equal parts of the space that meet
-    x by themselves. slots: experts of a token. waits: what SMs poll; reads: what a task polls; writes: what a task
-    publishes into channel `out`. records: every SM leaves a record in `out`, of the best of `offers`. chooses: channels
-    whose records of every SM are awaited, to make the "token" or the "draft". chosen: the body needs the token just
-    chosen. choice: what the body chooses and publishes. alone: when one split
-    takes all old rows; then attention publishes `finishes`, by group, instead of `writes`, and a combine does nothing.
-    own: where channels have the step's own rows of what `fills` streams. released, acquired: states that the body's
-    fences cover. program: the consumers' operations, in order.
+    positions. tiles: what a contract's segments describe of the space; sums: of how many tiles multiply leaves sums; k:
+    values of x that it receives. source: what a contract streams, "tape", "experts" or "rows". groups: equal parts of
+    the space that meet x by themselves. slots: experts of a token. waits: what SMs poll; reads: what a task polls;
+    writes: what a task publishes into channel `out`. records: every SM leaves a record in `out`, of the best of
+    `offers`. chooses: channels whose records of every SM are awaited, to make the "token" or the "draft". chosen: the
+    body needs the token just chosen. choice: what the body chooses and publishes. alone: when one split takes all old
+    rows; then attention publishes `finishes`, by group, instead of `writes`, and a combine does nothing. own: where
+    channels have the step's own rows of what `fills` streams. released, acquired: states that the body's fences cover.
+    program: the consumers' operations, in order; places: where they stand. text: all of it, as IR, if there are several
+    GPUs.
     """
 
     name: str
     kind: str
     tasks: int = 0
     space: int = 0
+    tiles: int = 0
+    sums: int = 0
+    k: int = 0
     out: int | None = None
     source: str = "tape"
     groups: int = 1
@@ -156,6 +182,12 @@ class Body:
     released: tuple[int, ...] = ()
     acquired: tuple[int, ...] = ()
     program: tuple[str, ...] = ()
+    places: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    text: str = field(default="", repr=False)
+    location: str = _place()
+
+    def __str__(self) -> str:
+        return f"body {self.name}"
 
     @property
     def experts(self) -> tuple[int, int] | None:
@@ -172,7 +204,7 @@ class Body:
 class Row:
     """A stage of the phase table: a body on operands, by name. number: the stage's, the same on all GPUs.
 
-    device: the GPU, if there are several.
+    device: the GPU, if there are several. weights: names and views of what it multiplies by.
     """
 
     number: int
@@ -181,6 +213,8 @@ class Row:
     rotation: int = 0
     tile_base: int = 0
     device: int | None = None
+    weights: tuple[str, ...] = ()
+    location: str = _place()
 
     @property
     def awaited(self) -> Iterator[str]:
@@ -225,6 +259,10 @@ class Channel:
     protocol: str
     level: str
     depth: int
+    location: str = _place()
+
+    def __str__(self) -> str:
+        return f"channel {self.name}"
 
 
 @dataclass(frozen=True)
@@ -236,6 +274,10 @@ class State:
     positions: int
     size: int
     page: int = 0
+    location: str = _place()
+
+    def __str__(self) -> str:
+        return f"state {self.name}"
 
 
 @dataclass(frozen=True)
@@ -246,6 +288,10 @@ class Ring:
     slots: int
     slot_bytes: int
     window: int
+    location: str = _place()
+
+    def __str__(self) -> str:
+        return f"ring {self.name}"
 
 
 @dataclass(frozen=True)
@@ -257,11 +303,15 @@ class Region:
     first: int
     last: int
     alignment: int = 1
+    location: str = _place()
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.memory}"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A device's schedule, `index` of as many as are proved together.
+    """A device's schedule, `index` of `devices` that are proved together.
 
     warps: consumer arrivals that free a slot. tokens, sequences: most a step; page: rows of a KV page. context: of a
     sequence. roles: warps by role. memories: bytes of each. needs: what the kernel takes of the target; limits: what
@@ -279,20 +329,34 @@ class Problem:
     context: int
     vocabulary: int = 0
     index: int = 0
+    devices: int = 1
     sequences: int = 1
     page: int = 0
     roles: dict[str, int] = field(default_factory=dict)
     memories: dict[str, int] = field(default_factory=dict)
     needs: dict[str, int] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
+    location: str = _place()
+
+    def __str__(self) -> str:
+        return f"GPU {self.index}"
 
 
 def fault(
-    what: str, missing: str, row: Row | None = None, sm: int = 0, step: int = 1
+    what: str, missing: str, *offenders: Located, sm: int = 0, step: int = 1
 ) -> ScheduleError:
-    """The error of a proof that fails: what, an example (stage, SM, step), and the edge that is missing."""
-    example = f"; for example {row}, SM {sm}, step {step}" if row is not None else ""
-    return ScheduleError(what + example, hint=f"missing: {missing}")
+    """The error of a proof that fails: what, an example (row, SM, step), the edge that is missing, where offenders are.
+
+    offenders: the first one's place is the error's.
+    """
+    row = next((f"{o}, " for o in offenders if isinstance(o, Row)), "")
+    places = {str(o): o.location for o in offenders}
+    stand = [f"{who} is at {place}" for who, place in places.items() if place and len(places) > 1]
+    return ScheduleError(
+        f"{what}; for example {row}SM {sm}, step {step}",
+        location=offenders[0].location,
+        hint="\n  ".join([f"missing: {missing}", *stand]),
+    )
 
 
 class Writers:

@@ -13,7 +13,8 @@ from tileir.scheduling.assign import rows_a_slot, shares
 from tileir.scheduling.problem import Problem, Ring, Row, Stream, fault
 
 BLOCK_BYTES = 1024
-# Of a state's value, in bf16.
+# Of the bytes that an mbarrier counts in one phase (PTX ISA 9.7.13.15).
+MOST_BYTES = (1 << 20) - 1
 
 
 def check_rings(problem: Problem) -> None:
@@ -23,9 +24,17 @@ def check_rings(problem: Problem) -> None:
             raise fault(
                 f"ring {ring.name} has {ring.slots} slots and a window of {ring.window}",
                 "2 slots or more and a window inside them",
+                ring,
+            )
+        if ring.slot_bytes > MOST_BYTES:
+            raise fault(
+                f"a slot of ring {ring.name} has {ring.slot_bytes} bytes",
+                f"at most {MOST_BYTES} bytes, which its mbarrier counts",
+                ring,
             )
     _check_arrival_counts(problem)
     _check_tape_never_waits(problem)
+    _check_record(problem)
     loaders: dict[str, tuple[str, Row]] = {}
     proved: set[tuple[str, int, int]] = set()
     for row in problem.rows:
@@ -36,6 +45,7 @@ def check_rings(problem: Problem) -> None:
                     f"ring {stream.ring} is filled by role {role} in {before} and by role {stream.role} in {row}",
                     "an order between the two loaders",
                     row,
+                    before,
                 )
         if (row.body.name, row.rotation, row.tile_base) not in proved:
             proved.add((row.body.name, row.rotation, row.tile_base))
@@ -52,7 +62,26 @@ def _check_tape_never_waits(problem: Problem) -> None:
                     f"role {role} waits for channel {name} in {row}, and fills the tape in {roles[role]}",
                     "a loader of its own for what depends on activations",
                     row,
+                    roles[role],
                 )
+
+
+def _check_record(problem: Problem) -> None:
+    """A step's record has one arrival and one loader that takes it: whoever fills what the record decides."""
+    takers: dict[str, Row] = {}
+    for row in problem.rows:
+        for stream in row.body.fills:
+            if not _is_tape(stream):
+                takers.setdefault(stream.role, row)
+    if len(takers) > 1:
+        (one, first), (other, second), *_ = takers.items()
+        raise fault(
+            f"the step's record is awaited by role {one} in {first} and by role {other} in {second}, and one of them "
+            f"takes it",
+            "one loader for all that a step's record decides",
+            second,
+            first,
+        )
 
 
 def _is_tape(stream: Stream) -> bool:
@@ -66,6 +95,8 @@ def _check_arrival_counts(problem: Problem) -> None:
             raise fault(
                 f"slots count arrivals of {warps} {role} warps, of which {problem.roles.get(role, 0)} run",
                 "one arrival for each warp and use of a slot",
+                problem,
+                *problem.rings.values(),
             )
 
 
@@ -77,9 +108,10 @@ def _check_row(problem: Problem, row: Row) -> None:
                 f"in {row} the loaders fill {filled} and the consumers drain {drained}",
                 "one drain for each fill, in the same order",
                 row,
+                *(s for s in (fill, drain) if s),
             )
         if fill.ring not in problem.rings:
-            raise fault(f"{row} uses ring {fill.ring!r}, which is not there", "the ring", row)
+            raise fault(f"{row} uses ring {fill.ring!r}, which is not there", "the ring", row, fill)
         ring = problem.rings[fill.ring]
         if fill.head_size or drain.head_size:
             _check_states(problem, row, ring, fill, drain)
@@ -87,6 +119,22 @@ def _check_row(problem: Problem, row: Row) -> None:
             _check_blocks(problem, row, ring, fill, drain, 1, "")
         else:
             _check_experts(problem, row, ring, fill, drain)
+        if row.body.kind == "contract":
+            _check_k(row, fill, drain)
+
+
+def _check_k(row: Row, fill: Stream, drain: Stream) -> None:
+    """What of x a tile meets, to the last block's tail, which is zero, has been received."""
+    filled = fill.k or fill.head_size
+    if not filled == drain.k == row.body.k:
+        raise fault(
+            f"in {row} role {fill.role} fills ring {fill.ring} with tiles of k = {filled}, and the consumers multiply "
+            f"k = {drain.k} by {row.body.k} values of x",
+            "the same values of x on all sides",
+            row,
+            fill,
+            drain,
+        )
 
 
 def _check_experts(problem: Problem, row: Row, ring: Ring, fill: Stream, drain: Stream) -> None:
@@ -104,6 +152,8 @@ def _check_experts(problem: Problem, row: Row, ring: Ring, fill: Stream, drain: 
             f"{drained}: they part when expert {at} is chosen",
             "the same experts on both sides",
             row,
+            fill,
+            drain,
         )
     most = min(fill.experts[1] - fill.experts[0], problem.tokens * row.body.slots)
     active = 1
@@ -117,6 +167,8 @@ def _check_experts(problem: Problem, row: Row, ring: Ring, fill: Stream, drain: 
             f"expert and the consumers drain it by {drain.tasks, drain.blocks}",
             "equal tiles in equal slots",
             row,
+            fill,
+            drain,
         )
 
 
@@ -129,6 +181,8 @@ def _check_chosen(row: Row, fill: Stream, drain: Stream) -> None:
             f"{drained}",
             "the same choice on both sides",
             row,
+            fill,
+            drain,
         )
     for role in (fill.role, "consumer"):
         if fill.of is not None and (filled, role) not in list(row.polls):
@@ -136,6 +190,7 @@ def _check_chosen(row: Row, fill: Stream, drain: Stream) -> None:
                 f"in {row} role {role} goes by what {filled} chose and does not await it",
                 f"an edge from whoever writes channel {filled} to role {role}",
                 row,
+                fill,
             )
 
 
@@ -156,7 +211,9 @@ def _check_blocks(
             f"{when}",
             "equal numbers of slots on every SM, also where an SM has no tile",
             row,
-            sm,
+            fill,
+            drain,
+            sm=sm,
         )
 
 
@@ -171,6 +228,8 @@ def _check_states(problem: Problem, row: Row, ring: Ring, fill: Stream, drain: S
             f"in {row} role {fill.role} streams states {filled} and the consumers take them for {drained}",
             "the same states on both sides",
             row,
+            fill,
+            drain,
         )
     sizes = [problem.states[row.names[a]].size for a in fill.arguments]
     if not _rows_a_slot(ring, fill) or max(sizes, default=0) > fill.head_size:
@@ -179,7 +238,19 @@ def _check_states(problem: Problem, row: Row, ring: Ring, fill: Stream, drain: S
             f"of {sizes} values",
             "room for k and v of one position",
             row,
+            ring,
         )
+    heads = [(fill.heads, fill), (drain.heads, drain)]
+    for state in (problem.states[row.names[a]] for a in fill.arguments):
+        for count, stream in heads:
+            if count != state.heads:
+                raise fault(
+                    f"in {row} {stream} goes over {count} kv heads of {state}, which has {state.heads}",
+                    "the heads that there are, on both sides",
+                    row,
+                    stream,
+                    state,
+                )
     facts = [(s.tasks, s.splits, s.groups, s.head_size, s.window, s.alone) for s in (fill, drain)]
     if facts[0] == facts[1]:
         return
@@ -193,14 +264,18 @@ def _check_states(problem: Problem, row: Row, ring: Ring, fill: Stream, drain: S
                 f"and the consumers drain {drained_slots}",
                 "equal numbers of slots at every position",
                 row,
-                sm,
-                position + 1,
+                fill,
+                drain,
+                sm=sm,
+                step=position + 1,
             )
     raise fault(
         f"in {row} role {fill.role} fills ring {ring.name} by (tasks, splits, groups, head size, window, alone) = "
         f"{facts[0]} and the consumers drain it by {facts[1]}",
         "equal rows in equal slots",
         row,
+        fill,
+        drain,
     )
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tileir.scheduling.arrivals import streamed_heads
+from tileir.scheduling.cover import streamed_heads
 from tileir.scheduling.problem import OwnRow, Places, Problem, Row, State, Stream, fault
 
 Appends = dict[str, list[tuple[Row, OwnRow]]]
@@ -30,12 +30,14 @@ def check_states(problem: Problem, edge: Row, chooser: Row) -> None:
                     f"{chooser}, may miss it",
                     "fence.proxy.async and fence.acq_rel.gpu before the SM's record",
                     row,
+                    chooser,
                 )
             if row.number > edge.number:
                 raise fault(
                     f"{row} appends to state {name} behind {edge}, the step's last record",
                     f"a path from {row} to the next step's copies",
                     row,
+                    edge,
                 )
     _check_pages(problem, appends)
     held = _Held()
@@ -48,11 +50,28 @@ def check_states(problem: Problem, edge: Row, chooser: Row) -> None:
                     f"may be written again by {appends[name][0][0] if name in appends else 'another row'} meanwhile",
                     f"the path {row} → record of {edge} → {chooser} → the next step's appends",
                     row,
+                    edge,
                     step=2,
                 )
             for argument in stream.arguments:
-                _check_acquire(row, argument, appends)
+                _check_acquire(problem, row, argument, appends)
                 _check_own_rows(problem, row, stream, argument, appends, held)
+
+
+def check_tables(problems: Sequence[Problem]) -> None:
+    """The step's one table of pages means as many pages on all GPUs. Raises ScheduleError."""
+    paged = [(p, s) for p in problems for s in p.states.values() if s.page]
+    for problem, state in paged:
+        first, other = paged[0]
+        if state.positions // state.page != other.positions // other.page:
+            raise fault(
+                f"one table of pages for all GPUs names {other.positions // other.page} of {other} of {first} and "
+                f"{state.positions // state.page} of {state} of {problem}",
+                "the same number of pages on all GPUs",
+                state,
+                other,
+                first,
+            )
 
 
 def _check_pages(problem: Problem, appends: Appends) -> None:
@@ -65,6 +84,7 @@ def _check_pages(problem: Problem, appends: Appends) -> None:
                 raise fault(
                     f"state {name} is one piece for {problem.sequences} sequences",
                     "pages, which a table gives to sequences",
+                    state,
                 )
             continue
         if state.page != problem.page or state.positions % state.page:
@@ -72,6 +92,8 @@ def _check_pages(problem: Problem, appends: Appends) -> None:
                 f"state {name} has {state.positions} rows in pages of {state.page}, the step's table names pages of "
                 f"{problem.page}",
                 "whole pages of one size for all who append and stream",
+                state,
+                problem,
             )
         _check_room(problem, state, state.positions, appends)
         tables[state.positions // state.page] = name
@@ -80,6 +102,7 @@ def _check_pages(problem: Problem, appends: Appends) -> None:
             raise fault(
                 f"one table of pages for all states names {counts}",
                 "the same number of pages in all states",
+                *(problem.states[s] for s in tables.values()),
             )
 
 
@@ -90,16 +113,17 @@ def _check_room(problem: Problem, state: State, positions: int, appends: Appends
         raise fault(
             f"{who} {state.name}, of {positions} positions for a context of {problem.context}",
             "a row for every position",
-            row,
+            *((row, state) if row is not None else (state,)),
             step=positions + 1,
         )
 
 
-def _check_acquire(row: Row, argument: int, appends: Appends) -> None:
+def _check_acquire(problem: Problem, row: Row, argument: int, appends: Appends) -> None:
     name = row.names[argument]
+    state = problem.states[name]
     if name not in appends:
         raise fault(
-            f"{row} streams state {name}, which no row appends to", "an append", row, step=2
+            f"{row} streams {state}, which no row appends to", "an append", row, state, step=2
         )
     if argument not in row.body.acquired:
         raise fault(
@@ -107,6 +131,7 @@ def _check_acquire(row: Row, argument: int, appends: Appends) -> None:
             f"appended",
             "fence.acq_rel.gpu and fence.proxy.async before the loader's copies",
             row,
+            appends[name][0][0],
             step=2,
         )
 
@@ -211,4 +236,5 @@ def _check_own_rows(
         f"{row} takes the step's own row of state {name} {takes}, and {writer} publishes what it appends {where}",
         f"the step's own row through a channel, from {writer} to {row}",
         row,
+        writer,
     )
