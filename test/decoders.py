@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from test import own_modules as own
+from test.random_weights import random_weights
 
 # Of residuals; the first is the usual one, which a failure shrinks to, as for all choices below.
 WIRINGS = ("before", "behind", "beside", "both", "skip")
+HEADS = (16, 32, 48, 64, 80, 96, 112, 128, 192, 256)
 NORMS = {
     "rms": own.Rms,
     "rms by hand": functools.partial(own.Rms, by=own.rms_by_hand),
@@ -31,7 +33,10 @@ ATTENTIONS = {
 
 @dataclass(frozen=True)
 class Facts:
-    """A decoder. wirings: of each layer; shared: query heads a kv head; head, hidden, inner: values; seed: weights."""
+    """A decoder. wirings: of each layer; shared: query heads a kv head; head, hidden, inner: values; seed: of weights.
+
+    bias: of attention; final: a norm before the head; half_turned: rope leaves half of a head as it is.
+    """
 
     wirings: tuple[str, ...]
     hidden: int
@@ -47,6 +52,8 @@ class Facts:
     parts: str
     attention: str
     bias: bool
+    mlp_bias: bool
+    head_bias: bool
     final: bool
     tied: bool
     half_turned: bool
@@ -58,19 +65,21 @@ def decoders() -> st.SearchStrategy[Facts]:
     return st.builds(
         Facts,
         wirings=st.lists(st.sampled_from(WIRINGS), min_size=1, max_size=4).map(tuple),
-        hidden=st.integers(2, 12).map(lambda n: 16 * n),
-        inner=st.integers(2, 20).map(lambda n: 8 * n),
+        hidden=st.integers(16, 96).map(lambda n: 2 * n),
+        inner=st.integers(8, 80).map(lambda n: 2 * n),
         kv=st.integers(1, 3),
-        shared=st.integers(1, 3),
-        head=st.sampled_from([16, 32, 48, 64, 80, 128]),
+        shared=st.sampled_from([1, 2, 3, 4, 5, 8]),
+        head=st.sampled_from(HEADS),
         vocabulary=st.integers(17, 300),
-        context=st.sampled_from([8, 24, 33, 64]),
+        context=st.integers(8, 160),
         norm=st.sampled_from(sorted(NORMS, key="layer".__eq__)),
         activation=st.sampled_from(list(ACTIVATIONS)),
         gated=st.booleans(),
         parts=st.sampled_from(list(PARTS)),
         attention=st.sampled_from(list(ATTENTIONS)),
         bias=st.booleans(),
+        mlp_bias=st.booleans(),
+        head_bias=st.booleans(),
         final=st.booleans(),
         tied=st.booleans(),
         half_turned=st.booleans(),
@@ -131,12 +140,11 @@ class Decoder(own.Decoder):
             "mlp": functools.partial(_mlp, facts),
         }
         super().__init__(**o)
-        torch.manual_seed(facts.seed)
         self.layers = nn.ModuleList(Layer(o, wiring) for wiring in facts.wirings)
-        for name, parameter in self.named_parameters():
-            noise = torch.randn_like(parameter) * 0.15
-            with torch.no_grad():
-                parameter.copy_(noise if parameter.ndim > 1 or "bias" in name else 1 + noise)
+        self.head = nn.Linear(facts.hidden, facts.vocabulary, bias=facts.head_bias)
+        shapes = {name: tuple(p.shape) for name, p in self.named_parameters()}
+        drawn = random_weights(shapes, facts.seed)
+        self.load_state_dict({name: torch.from_numpy(array) for name, array in drawn.items()})
         if facts.tied:
             self.head.weight = self.embed.weight
 
@@ -144,5 +152,5 @@ class Decoder(own.Decoder):
 def _mlp(facts: Facts, size: int) -> nn.Module:
     act = ACTIVATIONS[facts.activation]
     if facts.gated:
-        return own.Gated(size, facts.inner, act=act, bias=facts.bias)
-    return own.Plain(size, facts.inner, act, facts.bias)
+        return own.Gated(size, facts.inner, act=act, bias=facts.mlp_bias)
+    return own.Plain(size, facts.inner, act, facts.mlp_bias)

@@ -60,7 +60,7 @@ def eager(model: Any, ids: list[int]) -> np.ndarray:
             buffer.zero_()
     with torch.no_grad():
         rows = [model(torch.tensor([[t]]), torch.tensor([i]))[0] for i, t in enumerate(ids)]
-    return torch.cat(rows).numpy()
+    return torch.cat(rows).float().numpy()
 
 
 def _levels(program: Any, weights: Any, ids: list[int]) -> Any:

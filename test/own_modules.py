@@ -174,7 +174,7 @@ class Decoder(nn.Module):
     def forward(self, ids: Any, positions: Any) -> Any:
         x = self.embed(ids)
         angle = positions[:, None] * self.frequencies
-        cos, sin = angle.cos(), angle.sin()
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
 
         def turn(t: Any) -> Any:
             t, rest = t[..., : self.turned], t[..., self.turned :]
