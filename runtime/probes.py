@@ -26,7 +26,11 @@ PIECE_BYTES, RING_BYTES = 16384, 12 * 16384
 STREAM_BYTES = 4_000_000_000 // PIECE_BYTES * PIECE_BYTES  # so much that caches do not matter
 # 32-bit words of each block in an exchange: of few and of many, between which prices are a line.
 FEW, MANY = 8, 64
-EXCHANGES = {"packet": ("exchange_packets", 1), "copied": ("exchange_packets", 2), "block": ("exchange_blocks", 1)}
+EXCHANGES = {
+    "packet": ("exchange_packets", 1),
+    "copied": ("exchange_packets", 2),
+    "block": ("exchange_blocks", 1),
+}
 PACKET_BYTES, FLAG_BYTES = 8, 16
 ROUNDS = 1000
 LAUNCHES = 50

@@ -99,10 +99,8 @@ class CudaSession:
         """The module and the decode kernel with the launch's constants, assembled by the driver the first time."""
         values = tuple(self.launch[name] for name in CONSTANTS)
         if values not in self._kernels:
-            d, m, ptx = self._device, self.manifest, self._ptx
-            for name, value in zip(CONSTANTS, values, strict=True):
-                ptx = re.sub(rf"\d+ /\*{name}\*/", f"{value} /*{name}*/", ptx)
-            module = d.module(ptx)
+            d, m = self._device, self.manifest
+            module = d.module(with_constants(self._ptx, self.launch))
             decode = d.function(module, m["kernels"]["decode"], m["smem_bytes"])
             self._kernels[values] = module, decode
         return self._kernels[values]
@@ -311,6 +309,13 @@ class CudaSession:
             # Warps that ran on after the report have published, maybe for epochs to come.
             self._forget_epochs()
             raise self._running.hang()
+
+
+def with_constants(ptx: str, launch: Mapping[str, int]) -> str:
+    """The PTX with the launch's CONSTANTS, which stand in it as numbers before their names in comments."""
+    for name in CONSTANTS:
+        ptx = re.sub(rf"\d+ /\*{name}\*/", f"{launch[name]} /*{name}*/", ptx)
+    return ptx
 
 
 def check_launch(launch: Mapping[str, int], limits: Mapping[str, Sequence[int]]) -> None:

@@ -8,11 +8,13 @@ import pytest
 
 import tileir
 from test.models import arrays, tiny_llama, tiny_mla, tiny_moe
-from tileir.codegen.ptx import assemble
+from tileir.codegen.kernel import CONSTANTS
+from tileir.codegen.ptx import DECODE, assemble
 from tileir.errors import TileirError
 from tileir.frontends.torch_export import export_decode
 from tileir.package import Package
 from tileir.packing import pack_row, tape_layout
+from tileir.runtime.session import with_constants
 from tileir.target import TARGETS, Target
 
 
@@ -52,6 +54,34 @@ def test_ptx_uses_what_the_design_names(package: Package) -> None:
         "st.release.sys",
     ):
         assert text in ptx, text
+
+
+def test_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a second copy is measured as cheaper, what all SMs read has room for one; launches say whether it is used."""
+    cheap = replace(TARGETS["h100"], copied_us=0.1)
+    monkeypatch.setitem(TARGETS, "h100", cheap)
+    package = compiled()
+    lines = [line for line in package.engine_text.splitlines() if "engine.channel" in line]
+    twice = {
+        line.split('sym_name = "')[1].split('"')[0] for line in lines if "replicas = 2" in line
+    }
+    assert {"embedding_0", "residual_0", "attention_0", "gated_0"} <= twice
+    assert not twice & {"qkv_0", "candidates_0"}
+    assert package.manifest["launch_limits"]["replicas"] == [1, 2]
+    assert package.manifest["launch"]["replicas"] == 1
+
+
+def test_constants_of_the_ptx_cost_nothing_unless_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TARGETS, "h100", replace(TARGETS["h100"], copied_us=0.1))
+    ptx, sizes = compiled().ptx, []
+    for replicas, sleep in ((1, 0), (2, 0), (1, 20)):
+        text = with_constants(ptx, {"replicas": replicas, "poll_sleep_ns": sleep})
+        cubin, facts = assemble(text, TARGETS["h100"])
+        assert facts[DECODE].spill_bytes == 0
+        sizes.append(len(cubin))
+    assert with_constants(ptx, CONSTANTS) == ptx
+    assert sizes[0] == min(sizes)
+    assert sizes[0] < max(sizes)
 
 
 def test_tape_holds_every_weight_once(package: Package) -> None:

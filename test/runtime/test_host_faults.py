@@ -44,7 +44,9 @@ class Device:
     def resident_blocks(self, *_: Any) -> int:
         return 1
 
-    def module(self, *_: Any) -> None: ...
+    def module(self, *_: Any) -> None:
+        self.calls.append("module")
+
     def function(self, *_: Any) -> None: ...
     def event(self) -> None: ...
     def upload(self, *_: Any) -> None: ...
@@ -340,4 +342,13 @@ def test_an_exception_while_it_loads(
     monkeypatch.setattr(session_, "pack_tape", pack_tape)
     with pytest.raises(type(error)):
         CudaSession(package, {})
-    assert made[0].calls == ["synchronize", "close"]
+    assert made[0].calls == ["module", "synchronize", "close"]
+
+
+def test_a_constant_of_the_ptx_is_assembled_once(session: CudaSession) -> None:
+    before = dict(session.launch)
+    for sleep in (20, 0, 20):
+        session.launch["poll_sleep_ns"] = sleep
+        session.time_steps(4, 0)
+    session.launch.update(before)
+    assert device(session).calls.count("module") == 1

@@ -164,9 +164,9 @@ def test_one_repeat_may_be_off(patch: pytest.MonkeyPatch) -> None:
         (Gpu(major=8, name="NVIDIA A100"), ("NVIDIA A100 is no Hopper GPU", "H100 and H200")),
         (Gpu(free=1 << 30), ("1073741824 bytes are free", "end other processes")),
         (
-                Gpu(stuck="exchange_blocks"),
-                ("probe exchange_blocks waited in vain on NVIDIA H100 PCIe", "end other processes"),
-            ),
+            Gpu(stuck="exchange_blocks"),
+            ("probe exchange_blocks waited in vain on NVIDIA H100 PCIe", "end other processes"),
+        ),
     ],
     ids=["noise", "generation", "memory", "stuck"],
 )

@@ -163,9 +163,9 @@ def test_another_program_is_not_saved(change: float, monkeypatch: pytest.MonkeyP
 def test_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    session = Session(bowl)
-    monkeypatch.setattr(search, "__defaults__", (session.now,))
     held = Package(package("h100").manifest | {"context": 128}, package("h100").files)
+    session = Session(bowl, launch=dict(held.manifest["launch"]))
+    monkeypatch.setattr(search, "__defaults__", (session.now,))
     path, out = str(held.save(tmp_path / "m.tileir")), str(tmp_path / "t.tileir")
     devices: list[Any] = []
 
@@ -179,7 +179,8 @@ def test_the_command(
     assert devices == [(Path("w"), "cuda:1")]
     assert session.closed
     assert f"wrote {out}" in capsys.readouterr().out
-    assert tileir.load_package(out).manifest["launch"] == session.launch != START
+    assert tileir.load_package(out).manifest["launch"] == session.launch
+    assert session.launch != held.manifest["launch"]
 
 
 def test_measure(

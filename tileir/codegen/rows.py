@@ -35,7 +35,9 @@ class Row:
         self.mine = [b.ult(pair, count) for pair in self.pairs]
         # Threads without a pair ask for others', spread: a line that all of them asked for would be served last.
         spread = thread & ((1 << (count.bit_length() - 1)) - 1)
-        self.inside = [b.select(m, pair, spread) for m, pair in zip(self.mine, self.pairs, strict=True)]
+        self.inside = [
+            b.select(m, pair, spread) for m, pair in zip(self.mine, self.pairs, strict=True)
+        ]
 
     @property
     def threads(self) -> tuple[Value, int]:

@@ -169,7 +169,7 @@ def _ring(op: Any) -> Ring:
 
 
 def _placed(op: Any) -> Region:
-    """A channel's copies of packets, a buffer or a state."""
+    """All copies of a channel's packets, a buffer or a state."""
     value, kind = op.results[0], name_of(op).removeprefix("engine.")
     size = prod(static_shape(value))
     if kind == "channel" and get(op, "level") == "sm":
@@ -181,7 +181,7 @@ def _placed(op: Any) -> Region:
     if kind == "channel":
         size = (
             size // (2 if get(op, "payload") == "bf16x2" else 1) * PACKET_BYTES * get(op, "depth")
-        )
+        ) * get(op, "replicas")
     else:
         size *= ELEMENT_BYTES[element_of(value)]
     first = _decided(op, "offset", "allocate-memory")
