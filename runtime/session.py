@@ -30,8 +30,8 @@ class CudaSession:
     """A loaded package on one GPU. Not for several threads at once.
 
     tensors: arrays by state-dict name, packed on the GPU. index: the GPU's number. `launch`: how kernels are launched,
-    by the names of manifest["launch_limits"], which has each one's least and most. The driver assembles the kernel anew,
-    some seconds, for values of CONSTANTS that it has not had.
+    by the names of manifest["launch_limits"], which has each one's least and most. The driver assembles the kernel
+    anew, some seconds, for values of CONSTANTS that it has not had.
     Raises DeviceError for a GPU that is not there, of another generation or too small, PackageError for weights that do
     not fit.
     """

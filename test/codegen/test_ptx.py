@@ -57,7 +57,7 @@ def test_ptx_uses_what_the_design_names(package: Package) -> None:
 
 
 def test_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a second copy is measured as cheaper, what all SMs read has room for one; launches say whether it is used."""
+    """Where a second copy is measured as cheaper, what all SMs read has room for one; launches may use it."""
     cheap = replace(TARGETS["h100"], copied_us=0.1)
     monkeypatch.setitem(TARGETS, "h100", cheap)
     package = compiled()
