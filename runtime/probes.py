@@ -66,9 +66,9 @@ def measure(base: Target, index: int = 0) -> Target:
         )
 
 
-def _prices(probes: "_Probes") -> dict[str, float]:
+def _prices(probes: "_Probes") -> dict[str, Any]:
     """What each kind of exchange costs: to begin, and for each word that an SM reads."""
-    found = {}
+    found: dict[str, Any] = {}
     for kind in EXCHANGES:
         few, many = (
             _figure(f"{kind}_us", "µs", partial(probes.exchange_us, kind, n)) for n in (FEW, MANY)

@@ -8,4 +8,5 @@
 // CHECK-NEXT: tokens=int (default 1)
 // CHECK: verify-schedule
 // CHECK-NEXT: target=str (default h100)
+// CHECK-NEXT: print-paths=bool (default false)
 // CHECK-NEXT: Upstream's passes too

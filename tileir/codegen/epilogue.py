@@ -163,6 +163,7 @@ def _append(rows: Rows, op: Any, pairs: list[Pair], _w: list[Value]) -> list[Pai
 
 
 def _publish(rows: Rows, op: Any, pairs: list[Pair], _w: list[Value]) -> list[Pair]:
+    assert rows.channel is not None
     for pair, index in zip(pairs, _placed(rows, op), strict=True):
         publish_pair(rows.k, rows.channel, index >> 1, b.pack(*pair))
     return []

@@ -65,7 +65,7 @@ WAIT_CODES = {
 PACKET, EMPTY, WINDOW, FULL, RECORD = WAIT_CODES
 
 # What a kernel that traces notes of each row on each SM: clocks, and clocks spent waiting for a ring. Warp 0 keeps its
-# own in shared memory until the row ends, their low words; what it has not noted of a row is older than the row's begin.
+# own in shared memory until the row ends, their low words; what a row has not noted is older than its begin.
 # "met" and "joined" lie behind the barriers after "received" and "multiplied".
 CONSUMER_MARKS = ("begin", "received", "met", "multiplied", "joined", "end", "waited")
 MARKS = (*CONSUMER_MARKS, "tape_begin", "tape_end", "state_begin", "state_end")
@@ -153,7 +153,7 @@ class Kernel:
         return Outlet(*self._place(body, value))
 
     def _place(self, body: Body, value: Value) -> tuple[Value, int]:
-        """The address of a row's operand, in a channel of this epoch; bytes from there to its second copy, 0 for none."""
+        """A row's operand, in a channel the copy of this epoch; bytes from there to its replica, 0 if it has none."""
         memory = {"channel": "exchange", "buffer": "constants", "state": "states"}
         argument = body.argument(value)
         offset = b.i64(self.words[HEADER_WORDS + argument]) * UNIT
@@ -267,8 +267,8 @@ class Kernel:
         """Repeat attempt() -> (ready, values) until ready, or until the block is dead (watchdog).
 
         Only each `every`-th failure looks. report: makes what is said of the wait if it is late, by `report` below.
-        agree: makes a warp give up as one. pause: what follows a failure. There are many spins: what is not the attempt is kept short, for the
-        instruction caches.
+        agree: makes a warp give up as one. pause: what follows a failure. There are many spins: what is not the attempt
+        is kept short, for the instruction caches.
         """
 
         def body(count: Value, go: Value) -> tuple[Value, list[Value]]:

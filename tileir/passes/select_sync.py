@@ -21,10 +21,10 @@ class SelectSyncPass(Pass):
 
     Before: tile level. After: every stage that makes a channel has `payload`, `protocol` (the
     cheapest one, by the target's measured exchanges, for the words that a reader's SM takes), `level`, `depth` and
-    `replicas`: two of what every SM reads whole, where packets in two copies are cheapest. A level that fuse-communication put stays;
-    else it is "gpu", a channel joins SMs, or "sm" for a routing: that every SM computes it from the same scores costs
-    less than an exchange. Candidates keep two copies, since every SM must have read the last
-    step's before others may overwrite them; they order the reuse of all other channels. A contract
+    `replicas`: two of what every SM reads whole, where packets in two copies are cheapest. A level that
+    fuse-communication put stays; else it is "gpu", a channel joins SMs, or "sm" for a routing: that every SM computes
+    it from the same scores costs less than an exchange. Candidates keep two copies, since every SM must have read
+    the last step's before others may overwrite them; they order the reuse of all other channels. A contract
     that appends has `release` and an attend `acquire`, the names of the states that it hands to, or
     takes from, the copy engine of the next step.
 

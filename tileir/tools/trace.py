@@ -96,7 +96,7 @@ class Trace:
         return {name: np.where(busy, took, idle.get(name, 0.0)) for name, took in parts.items()}
 
     def table(self) -> str:
-        """µs a step of each kind of stage, a mean over SMs; its bytes at the target's rate, and the loss against them."""
+        """µs a step of each kind of stage, a mean over SMs; its bytes at the target's rate; the loss against it."""
         parts = self.parts()
         kinds = list(dict.fromkeys(self.rows))
         heads = (*PARTS, "sum", "floor", "loss")
