@@ -12,19 +12,19 @@ Made by `python -m test.mutation_table`; the defects are in `test/mutations.py` 
 
 Verifier: the proof of `tileir/scheduling/verify.py` that rejects the module. Executor: the number of the first
 schedule, of {SCHEDULES} at most, under which the reference device stops or gives other bits, the verifier being
-skipped. "–" is none of them: the reference device has no addresses that overlap, no registers and no warps that part,
-takes the tape's blocks from the packing recipe, and may not have met the one schedule that shows the defect. A defect
-of the protocol leaves the module as it is: there the verifier has nothing to say.
+skipped. An error without a number is Python's: the device cannot execute such a module, and has found nothing. "–" is
+none of them: the reference device has no addresses that overlap, no registers and no warps that part, takes the tape's
+blocks from the packing recipe, and may not have met the one schedule that shows the defect. A defect of the protocol
+leaves the module as it is: there the verifier has nothing to say.
 """
 COLUMNS = "| defect | module | what it does | verifier | executor |\n|---|---|---|---|---|\n"
 
 
 def line(verdict: Verdict) -> str:
     """A row of the table. A bar would end a cell."""
-    executor = "–"
+    executor = verdict.reason.split("\n")[0].split(", which")[0] or "–"
     if verdict.schedule:
-        said = verdict.reason.split("\n")[0].split(", which")[0]
-        executor = f"{verdict.schedule}: {said}"
+        executor = f"{verdict.schedule}: {executor}"
     proof = f"`{verdict.proof}`" if verdict.proof else "–"
     cells = (verdict.name, verdict.base, verdict.change, proof, executor)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -39,12 +39,12 @@ PIECE = re.compile(
 
 @dataclass(frozen=True)
 class Base:
-    """A correct module: a model, its options, and what runs on it."""
+    """A correct module: a model, its options, what runs on it, and how its target differs from "virtual"."""
 
     model: Callable[[], Any]
     requests: tuple[Request, ...]
     options: dict[str, Any]
-    sms: int = 4
+    target: tuple[tuple[str, float], ...] = ()
     context: int = 64
 
 
@@ -63,9 +63,27 @@ BASES = {
         {},
         context=1024,
     ),
+    # The smallest, for many schedules.
+    "small": Base(
+        lambda: tiny_llama(
+            num_hidden_layers=1, hidden_size=32, intermediate_size=32, vocab_size=64
+        ),
+        (Request(TEXT[:3], 2),),
+        {},
+    ),
+    # Packets that every SM reads whole in two replicas.
+    "copied": Base(
+        lambda: tiny_llama(num_hidden_layers=1),
+        SHORT,
+        {},
+        (("copied_us", 0.1), ("copied_word_us", 0)),
+    ),
     # More SMs than tasks: some are far behind the others.
     "idle": Base(
-        lambda: tiny_moe(num_hidden_layers=1, hidden_size=32, vocab_size=64), SHORT, {}, sms=96
+        lambda: tiny_moe(num_hidden_layers=1, hidden_size=32, vocab_size=64),
+        SHORT,
+        {},
+        (("sms", 96),),
     ),
     # Latents, selected positions, experts.
     "chosen": Base(
@@ -211,6 +229,7 @@ MODULE: dict[str, tuple[str, Edit]] = {
         "parts",
         on(1, sub(r'.*engine.row.*"attention_0", "linear_0"\].*\n', "")),
     ),
+    "replicas that overlap": ("dense", sub(r"replicas = 1", "replicas = 2", 1)),
     "records of one GPU": ("parts", sub("x8x2xi32", "x4x2xi32")),
 }
 
@@ -219,7 +238,8 @@ MODULE: dict[str, tuple[str, Edit]] = {
 class Verdict:
     """Who caught a defect. proof: of the verifier, "" if it accepts; schedule: number of the one that failed, 0 = none.
 
-    change: the edit, or where the protocol's defect is; reason: what the device said.
+    change: the edit, or where the protocol's defect is; reason: what the device said. An error of Python's, of a
+    module that the device cannot execute, is none of its findings: then reason names it and schedule is 0.
     """
 
     name: str
@@ -252,8 +272,8 @@ def judge(name: str, schedules: int = SCHEDULES) -> Verdict:
         text, proof, message, patched = compiled(base)[0].engine_text, "", "", applied(make)
     wanted(base)
     with patched:
-        ran, reason = execute(base, text, schedules)
-    return Verdict(name, base, change, proof, message, ran if reason else 0, reason)
+        schedule, reason = execute(base, text, schedules)
+    return Verdict(name, base, change, proof, message, schedule, reason)
 
 
 @contextmanager
@@ -266,11 +286,10 @@ def applied(make: Callable[[pytest.MonkeyPatch], None]) -> Iterator[None]:
 @contextmanager
 def target_of(base: Base) -> Iterator[str]:
     """A small target of the base's SMs."""
-    name = f"virtual-{base.sms}"
     with pytest.MonkeyPatch.context() as patch:
-        made = dataclasses.replace(TARGETS["virtual"], name=name, sms=base.sms)
-        patch.setitem(TARGETS, name, made)
-        yield name
+        made = dataclasses.replace(TARGETS["virtual"], name="small", **dict(base.target))
+        patch.setitem(TARGETS, made.name, made)
+        yield made.name
 
 
 @cache
@@ -309,14 +328,14 @@ def verified(name: str, text: str) -> tuple[str, str]:
 
 
 def execute(name: str, text: str, schedules: int) -> tuple[int, str]:
-    """(schedules run, why the last one failed); one that Python stops does so in the first."""
+    """(number of the schedule that failed, why); 0 if none did, and for what cannot be executed."""
     package, weights = compiled(name)
     facts = package.packing, weights, BASES[name].requests, schedules, wanted(name)
     try:
         found = explore(text, *facts)
     except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:  # fmt: skip
-        return 1, f"stops: {type(error).__name__}"
-    return found.schedules, found.failure
+        return 0, f"{type(error).__name__}: it cannot be executed"
+    return found.schedules if found.failure else 0, found.failure
 
 
 def difference(before: str, after: str) -> str:

@@ -5,25 +5,20 @@ Each is (base, what it does, the patch).
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tileir.reference import consumers
 from tileir.reference.consumers import Consumers
 from tileir.reference.engine import Sm
 from tileir.reference.loaders import Loaders
-from tileir.reference.memory import State
-from tileir.reference.protocol import (
-    Channel,
-    CopyEngine,
-    Link,
-    LocalChannel,
-    Mbarrier,
-    Ring,
-)
+from tileir.reference.memory import OwnRow, Rows
+from tileir.reference.protocol import CopyEngine, LocalChannel, Mbarrier, Ring, View
 from tileir.reference.scheduler import PAUSE
+from tileir.reference.stores import Store, Stores
 
 Patch = pytest.MonkeyPatch
 
@@ -80,7 +75,7 @@ def unawaited_slot(patch: Patch) -> None:
 
     def fill(self: Ring, use: int, copy: Any, copies: CopyEngine) -> Any:
         yield from _pause()
-        copies.start(self, use % self.slots, copy)
+        copies.start(self, use, copy)
 
     patch.setattr(Ring, "fill", fill)
 
@@ -89,9 +84,9 @@ def full_before_bytes(patch: Patch) -> None:
     """A slot's barrier completes when its copy starts."""
     start = CopyEngine.start
 
-    def early(self: CopyEngine, ring: Ring, slot: int, copy: Any) -> None:
-        start(self, ring, slot, copy)
-        ring.full[slot].arrive(self.scheduler)
+    def early(self: CopyEngine, ring: Ring, use: int, copy: Any) -> None:
+        start(self, ring, use, copy)
+        ring.full[use % ring.slots].arrive(self.scheduler)
 
     patch.setattr(CopyEngine, "start", early)
 
@@ -99,85 +94,76 @@ def full_before_bytes(patch: Patch) -> None:
 def epoch_off_by_one(patch: Patch) -> None:
     publish = Sm.publish
 
-    def ahead(self: Sm, channel: Any, epoch: int, *packet: Any) -> None:
-        publish(self, channel, epoch + (channel.name == "qkv_0"), *packet)
+    def ahead(self: Sm, channel: Any, epoch: int, *packet: Any, releases: bool = False) -> None:
+        publish(self, channel, epoch + (channel.name == "qkv_0"), *packet, releases=releases)
 
     patch.setattr(Sm, "publish", ahead)
 
 
 def previous_epoch(patch: Patch) -> None:
     """Packets of the step before are taken for this one's."""
-    wait = Channel.wait
+    wait = View.wait
 
-    def stale(self: Channel, epoch: int, tokens: Any, index: Any) -> Any:
+    def stale(self: View, epoch: int, tokens: Any, index: Any) -> Any:
         at = epoch % self.depth, tokens[:, None], index.reshape(-1)
         return wait(self, epoch, tokens, index)._replace(
             ready=lambda: bool((self.epochs[at] >= epoch - 1).all())
         )
 
-    def read(self: Channel, epoch: int, tokens: Any, index: Any) -> Any:
+    def read(self: View, epoch: int, tokens: Any, index: Any) -> Any:
         at = epoch % self.depth, tokens[:, None], index.reshape(-1)
         return self.payload[at].reshape(len(tokens), *index.shape)
 
-    patch.setattr(Channel, "wait", stale)
-    patch.setattr(Channel, "read", read)
+    patch.setattr(View, "wait", stale)
+    patch.setattr(View, "read", read)
 
 
 def premature_publish(patch: Patch) -> None:
     """Epochs are visible at once, payloads later."""
-    publish = Sm.publish
+    see = Sm.see
 
-    def early(self: Sm, channel: Any, epoch: int, tokens: Any, index: Any, values: Any) -> None:
-        if channel.name == "qkv_0":
-            at = epoch % channel.depth, tokens[:, None], index.reshape(-1)
-            channel.epochs[at] = epoch
-            self.scheduler.notify(channel)
-            self.launch.link.pending.append((_Payload(channel), (at, np.array(values))))
-            self.scheduler.notify(self.launch.link)
-        else:
-            publish(self, channel, epoch, tokens, index, values)
+    def early(self: Sm, view: View, carried: Any, epoch: int, *packets: Any) -> None:
+        if view.name != "qkv_0":
+            see(self, view, carried, epoch, *packets)
+            return
+        tokens, index, values = packets
+        at = epoch % view.depth, tokens[:, None], index
+        view.epochs[at] = epoch
+        self.scheduler.notify(view)
+        land = partial(view.payload.__setitem__, at, values)
+        self.launch.stores.send(Store(self.who, self.who, view, at[0], epoch, land))
 
-    patch.setattr(Sm, "publish", early)
-
-
-class _Payload:
-    """What a channel's packets hold, apart from their epochs."""
-
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
-
-    def publish(self, _scheduler: Any, at: Any, values: Any) -> None:
-        self.channel.payload[at] = values.reshape(len(at[1]), -1)
+    patch.setattr(Sm, "see", early)
 
 
 def first_packet_only(patch: Patch) -> None:
     """A reader polls the first value that it needs, not all."""
-    wait = Channel.wait
+    wait = View.wait
 
-    def short(self: Channel, epoch: int, tokens: Any, index: Any) -> Any:
+    def short(self: View, epoch: int, tokens: Any, index: Any) -> Any:
         return wait(self, epoch, tokens[:1], index.reshape(-1)[:1])
 
-    patch.setattr(Channel, "wait", short)
+    patch.setattr(View, "wait", short)
 
 
 def lost_packet(patch: Patch) -> None:
-    send = Link.send
+    send = Stores.send
 
-    def lossy(self: Link, channel: Any, epoch: int, *packet: Any) -> None:
-        if epoch != 2:
-            send(self, channel, epoch, *packet)
+    def lossy(self: Stores, store: Store) -> None:
+        if store.epoch != 2:
+            send(self, store)
 
-    patch.setattr(Link, "send", lossy)
+    patch.setattr(Stores, "send", lossy)
 
 
 def packet_twice(patch: Patch) -> None:
-    send = Link.send
+    send = Stores.send
 
-    def twice(self: Link, *packet: Any) -> None:
-        send(self, *packet)
-        send(self, *packet)
+    def twice(self: Stores, store: Store) -> None:
+        send(self, store)
+        send(self, replace(store))
 
-    patch.setattr(Link, "send", twice)
+    patch.setattr(Stores, "send", twice)
 
 
 def unawaited_routing(patch: Patch) -> None:
@@ -207,27 +193,22 @@ def unawaited_record(patch: Patch) -> None:
 
 def no_fence(patch: Patch) -> None:
     """An SM's record does not release the rows that it wrote."""
-    best = consumers._Sink.publish_best
+    publish = Sm.publish
 
-    def unfenced(self: Any) -> None:
-        sm = self._at.sm
-        released = sm.launch.released[sm.device.place]
-        before = released[sm.sm]
-        best(self)
-        if sm.sm == 1:
-            released[sm.sm] = before
+    def unfenced(self: Sm, *packets: Any, releases: bool = False) -> None:
+        publish(self, *packets, releases=releases and self.sm != 1)
 
-    patch.setattr(consumers._Sink, "publish_best", unfenced)
+    patch.setattr(Sm, "publish", unfenced)
 
 
 def row_not_written(patch: Patch) -> None:
-    write = State.write
+    write = Rows.write
 
-    def forgetful(self: State, record: Any, t: int, *rest: Any) -> None:
-        if record.positions[t] != 2:
-            write(self, record, t, *rest)
+    def forgetful(self: Rows, own: OwnRow, *rest: Any) -> None:
+        if own.holder[1] != 2:
+            write(self, own, *rest)
 
-    patch.setattr(State, "write", forgetful)
+    patch.setattr(Rows, "write", forgetful)
 
 
 def order_not_fixed(patch: Patch) -> None:
@@ -258,6 +239,51 @@ def phase_never_ends(patch: Patch) -> None:
     patch.setattr(Mbarrier, "arrive", lossy)
 
 
+def one_replica(patch: Patch) -> None:
+    """Packets are written to the first replica only."""
+    see = Sm.see
+
+    def first(self: Sm, view: View, *packets: Any) -> None:
+        if view is self.device.channels[view.name].views[0]:
+            see(self, view, *packets)
+
+    patch.setattr(Sm, "see", first)
+
+
+def other_replica(patch: Patch) -> None:
+    """Packets of an epoch go into one replica, by its number, and readers look into that of their SM."""
+    see = Sm.see
+
+    def by_epoch(self: Sm, view: View, carried: Any, epoch: int, *packets: Any) -> None:
+        views = self.device.channels[view.name].views
+        if view is views[epoch % len(views)]:
+            see(self, view, carried, epoch, *packets)
+
+    patch.setattr(Sm, "see", by_epoch)
+
+
+def rows_before_their_record(patch: Patch) -> None:
+    """Rows are released by the SM's first packets of a step, before it has written them all."""
+    publish = Sm.publish
+
+    def early(self: Sm, channel: Any, epoch: int, *packets: Any, releases: bool = False) -> None:
+        publish(self, channel, epoch, *packets, releases=channel.name == "embedding_0")
+
+    patch.setattr(Sm, "publish", early)
+
+
+def stores_overtake(patch: Patch) -> None:
+    """A packet of an epoch may be seen before one of an older epoch at its place."""
+
+    def land(self: Stores, store: Store) -> None:
+        if not store.landed:
+            store.landed = True
+            store.memory.coming[store.place].remove(store)
+            store.land()
+
+    patch.setattr(Stores, "land", land)
+
+
 PROTOCOL: dict[str, tuple[str, str, Callable[[Patch], None]]] = {
     "wrong phase": ("dense", "consumers wait for a slot's other parity", wrong_phase),
     "early slot release": ("dense", "a slot is freed before it is read", early_release),
@@ -276,6 +302,10 @@ PROTOCOL: dict[str, tuple[str, str, Callable[[Patch], None]]] = {
     "a record that is not awaited": ("dense", "a loader takes a step's record early", unawaited_record),
     "a record without fence": ("dense", "SM 1's record releases nothing", no_fence),
     "a row that is not written": ("dense", "position 2 of every state is left out", row_not_written),
+    "rows released too early": ("dense", "a step's first packets release its rows", rows_before_their_record),
+    "a store that overtakes": ("idle", "an older packet lands on a newer one", stores_overtake),
+    "one replica written": ("copied", "packets go into the first of two replicas", one_replica),
+    "wrong replica": ("copied", "packets go into the other replica", other_replica),
     "order of a reduction not fixed": ("dense", "blocks are added as they arrive", order_not_fixed),
     "a lost arrival": ("dense", "a slot's first release is lost", phase_never_ends),
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """Every seeded defect, many schedules, and random decoders: `make verify`, or `python -m test.verify --sample`.
 
-Closes with what it counted. Exit status 1 if a defect escapes, a schedule differs, a correct schedule is rejected, or
-a model is further off than the tolerance.
+Closes with what it counted. Exit status 1 if a defect escapes, a schedule differs, a correct schedule is rejected, a
+model is further off than the tolerance, or fewer of any were run than wanted.
 """
 
 import argparse
@@ -26,15 +26,19 @@ from tileir.target import TARGETS
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is run: every so-manieth defect, schedules of each base module, and models in each of two hunts."""
+    """How much is run: every so-manieth defect, schedules of the smallest base module and of each of the others, and
+    models in each of two hunts. least: as many models of a hunt must not have been refused.
+    """
 
     every: int
+    many: int
     schedules: int
     alarms: int
     models: int
+    least: int
 
 
-FULL, SAMPLE = Sizes(1, 160, 125, 115), Sizes(16, 6, 10, 10)
+FULL, SAMPLE = Sizes(1, 1000, 40, 125, 115, 200), Sizes(16, 40, 4, 10, 10, 18)
 # Of the two processes' hunts.
 SEEDS = (1000, 2000)
 # More models may not be refused.
@@ -63,10 +67,7 @@ def main() -> int:
         names = mutations.names()[:: sizes.every]
         verdicts = [v for _, v in ran("defects", mutations.judge, names)]
         failures += [f"nobody catches {v.name!r}" for v in verdicts if not v.caught]
-        explored = [
-            (base, e)
-            for base, e in ran("base modules", partial(_explore, sizes.schedules), mutations.BASES)
-        ]
+        explored = list(ran("base modules", partial(_explore, sizes), mutations.BASES))
         failures += [f"schedules of {base!r}: {e.failure}" for base, e in explored if e.failure]
         alarms = _joined(ran("hunts for false alarms", partial(_alarms, sizes.alarms), SEEDS))
         models = _joined(ran("hunts for wrong models", partial(_models, sizes.models), SEEDS))
@@ -75,6 +76,8 @@ def main() -> int:
         print(f"refused with a clear error: {hunted.refused} of {hunted.ran} {what}")
         if hunted.refused > SHARE * hunted.ran:
             failures.append(f"{hunted.refused} of {hunted.ran} {what} are refused")
+        if hunted.ran - hunted.refused < sizes.least:
+            failures.append(f"{hunted.ran - hunted.refused} {what}, {sizes.least} are wanted")
     print("\n".join(failures))
     print(
         f"mutations caught {sum(v.caught for v in verdicts)}/{len(names)}, "
@@ -85,9 +88,10 @@ def main() -> int:
     return 1 if failures else 0
 
 
-def _explore(schedules: int, base: str) -> Exploration:
+def _explore(sizes: Sizes, base: str) -> Exploration:
     package, weights = mutations.compiled(base)
     requests = mutations.BASES[base].requests
+    schedules = sizes.many if base == "small" else sizes.schedules
     return explore(package.engine_text, package.packing, weights, requests, schedules)
 
 

@@ -21,10 +21,12 @@ from tileir.mlir import ir, new_context
 from tileir.package import Package
 from tileir.reference import protocol, tasks
 from tileir.reference.consumers import Consumers
+from tileir.reference.engine import Sm
 from tileir.reference.graph import GraphExecutor
-from tileir.reference.memory import State
+from tileir.reference.memory import OwnRow, Rows
 from tileir.reference.session import ReferenceSession
 from tileir.reference.steps import MODEL, Plan, Request, StepRecord
+from tileir.reference.stores import Stores
 from tileir.scheduling.assign import MAX_TILES_PER_SM
 from tileir.target import TARGETS
 
@@ -327,14 +329,14 @@ def test_a_row_of_this_step() -> None:
 
 
 def test_a_row_that_was_never_written() -> None:
-    write = State.write
+    write = Rows.write
 
-    def forgetful(self: State, record: StepRecord, t: int, *rest: Any) -> None:
-        if record.positions[t] != 2:
-            write(self, record, t, *rest)
+    def forgetful(self: Rows, own: OwnRow, *rest: Any) -> None:
+        if own.holder[1] != 2:
+            write(self, own, *rest)
 
     fails(
-        (State, "write", forgetful),
+        (Rows, "write", forgetful),
         r"SM \d streams position 2 of state k_cache_\d, which is not there: .* written in epoch 0",
         lambda: session().logits([1, 2, 3, 4, 5]),
     )
@@ -359,31 +361,30 @@ def test_other_choices_on_one_sm(devices: int) -> None:
 
 def test_a_packet_that_crosses_wrongly() -> None:
     """GPUs that see different candidates choose differently, and say so."""
-    send, copies = protocol.Link.send, list[Any]()
+    see = Sm.see
 
-    def noisy(self: Any, channel: Any, epoch: int, tokens: Any, index: Any, values: Any) -> None:
-        if channel.name == "candidates_0" and epoch == 2:
-            copies.append(channel)
-        if channel in copies[:1]:
+    def noisy(self: Sm, view: Any, carried: Any, epoch: int, *packets: Any) -> None:
+        tokens, index, values = packets
+        if (self.who, view.name, epoch) == ("GPU 1 SM 0", "candidates_0", 2):
             values = np.array([[2**32 - 1, 7]])
-        send(self, channel, epoch, tokens, index, values)
+        see(self, view, carried, epoch, tokens, index, values)
 
     fails(
-        (protocol.Link, "send", noisy),
+        (Sm, "see", noisy),
         "step 1: SMs chose",
         lambda: session(devices=2, placement="tensor-parallel").logits([1, 2, 3]),
     )
 
 
 def test_a_packet_that_is_lost_between_gpus() -> None:
-    send = protocol.Link.send
+    send = Stores.send
 
-    def lossy(self: Any, channel: Any, epoch: int, *packet: Any) -> None:
-        if epoch != 2:
-            send(self, channel, epoch, *packet)
+    def lossy(self: Stores, store: Any) -> None:
+        if store.epoch != 2:
+            send(self, store)
 
     fails(
-        (protocol.Link, "send", lossy),
+        (Stores, "send", lossy),
         r"(?s)deadlock.*GPU \d SM \d consumer waits for channel \S+ in epoch 2, oldest packet seen 1",
         lambda: session(devices=2, placement="tensor-parallel").logits([1, 2, 3]),
     )
@@ -442,12 +443,12 @@ def test_a_copy_brings_what_is_there_when_it_lands() -> None:
 )
 def test_halves_of_a_row(count: int, match: str) -> None:
     """Of every head all values are written, once; here half of a head's are not, or twice."""
-    write = State.write
+    write = Rows.write
 
-    def wrong(self: State, record: Any, t: int, epoch: int, index: Any, values: Any) -> None:
-        some = (index // 8 == 1) & (record.positions[t] == 1)
-        write(self, record, t, epoch, index[~some], values[~some])
+    def wrong(self: Rows, own: OwnRow, epoch: int, index: Any, values: Any) -> None:
+        some = (index // 8 == 1) & (own.holder[1] == 1)
+        write(self, own, epoch, index[~some], values[~some])
         for _ in range(count):
-            write(self, record, t, epoch, index[some], values[some])
+            write(self, own, epoch, index[some], values[some])
 
-    fails((State, "write", wrong), match, lambda: session().logits([1, 2, 3, 4, 5]))
+    fails((Rows, "write", wrong), match, lambda: session().logits([1, 2, 3, 4, 5]))

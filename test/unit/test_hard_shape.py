@@ -257,7 +257,7 @@ def test_several_gpus(name: str, devices: int, placement: str, context: Any) -> 
     names = set.intersection(*(set(d.channels) for d in engine.devices))
     compared = 0
     for channel in names:
-        first, *others = (d.channels[channel] for d in engine.devices)
+        first, *others = (d.channels[channel].views[0] for d in engine.devices)
         # Of what GPUs share out, a packet of the same step is there only where it has come from the same writer.
         written = [(first.epochs > 0) & (o.epochs == first.epochs) for o in others]
         for other, both in zip(others, written, strict=True):

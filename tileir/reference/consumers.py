@@ -79,19 +79,30 @@ class Consumers:
     def values(self, channel: Channel, index: Array, tokens: Array | None = None) -> Array:
         """A channel's values of this step, after `await_`, f32 or words."""
         live = self.live if tokens is None else tokens
-        found = channel.read(self.epoch, live, index)
-        return found if found.dtype == np.int64 else found.astype(np.float32)
+        found = channel.view(self.sm.sm).read(self.epoch, live, index)
+        return found if channel.integers else found.astype(np.float32)
 
     def await_(self, channel: Channel, index: Array, tokens: Array | None = None) -> Role:
         """Until these values are there."""
-        yield channel.wait(self.epoch, self.live if tokens is None else tokens, index)
+        live = self.live if tokens is None else tokens
+        yield channel.view(self.sm.sm).wait(self.epoch, live, index)
 
     def publish(
-        self, channel: Channel, tokens: Array, index: Array, values: Array, kind: str = VALUES
+        self,
+        channel: Channel,
+        tokens: Array,
+        index: Array,
+        values: Array,
+        kind: str = VALUES,
+        *,
+        releases: bool = False,
     ) -> None:
-        """Values [tokens, *index.shape], as bf16 if the channel is; kind: what `tell` tells them as, "" for not."""
+        """Values [tokens, *index.shape], as bf16 if the channel is; kind: what `tell` tells them as, "" for not.
+
+        releases: who acquires by these packets sees what the SM has stored before.
+        """
         rounded = self.round(values) if channel.rounded else values
-        self.sm.publish(channel, self.epoch, tokens, index, rounded)
+        self.sm.publish(channel, self.epoch, tokens, index, rounded, releases=releases)
         if kind:
             self.tell(kind, channel.name, tokens, index, rounded)
 
@@ -119,7 +130,7 @@ class Consumers:
         channel = row.operand(value)
         if isinstance(channel, LocalName):
             return self.sm.locals[channel.name].read(self.use, len(self.live))
-        words = np.arange(channel.payload.shape[2])
+        words = np.arange(channel.values)
         yield from self.await_(channel, words)
         return self.values(channel, words).reshape(len(self.live), -1, 2)
 
@@ -196,7 +207,7 @@ class Consumers:
         per_slot = self.sm.slot_bytes["state"] // tasks.BLOCK_BYTES
         stride, slots = get(row.ops["receive"], "stride"), get(row.ops["receive"], "groups")
         out = row.operand(emit.operands[0])
-        width, blocks, taken = out.payload.shape[2] // slots, list[Array](), 0
+        width, blocks, taken = out.values // slots, list[Array](), 0
         for at in range(0, len(found), MAX_TILES_PER_SM):
             batch, chose = found[at : at + MAX_TILES_PER_SM], {}
             for expert in dict(batch):
@@ -370,7 +381,7 @@ class Consumers:
         for inner in op.regions[0].blocks[0]:
             if name_of(inner) == "tile.gather":
                 channel = row.operand(inner.operands[0])
-                words = np.arange(channel.payload.shape[2])
+                words = np.arange(channel.values)
                 yield from self.await_(channel, words)
                 return self.values(channel, words)
         return None
@@ -389,7 +400,7 @@ class Consumers:
         for inner in block:
             for value, index in channels_of(inner, rows):
                 yield from self.await_(row.operand(value), index, live)
-        size = out.payload.shape[2] // self._map_rows(row)
+        size = out.values // self._map_rows(row)
         made = run_map(block, rows, size, _Sink(self, row, out, live))
         self.publish(out, live, rows[:, None] * size + np.arange(size), made)
 
@@ -416,7 +427,7 @@ class Consumers:
         records = []
         for value in op.operands:
             channel = row.operand(value)
-            words = np.arange(channel.payload.shape[2])
+            words = np.arange(channel.values)
             yield from self.await_(channel, words)
             records.append(self.values(channel, words).reshape(len(self.live), -1, 2))
         every = np.concatenate(records, 1)
@@ -430,7 +441,7 @@ class Consumers:
         op = row.ops["choose"]
         scores, out = (row.operand(v) for v in op.operands)
         if get(op, "kind") == "route" and isinstance(out, LocalName):
-            index = np.arange(scores.payload.shape[2])
+            index = np.arange(scores.values)
             yield from self.await_(scores, index)
             made = choose_experts(self.values(scores, index), op)
             if self.sm.sm == 0:
@@ -442,7 +453,7 @@ class Consumers:
             if t >= len(self.live):
                 continue
             one, position = np.array([t]), int(self.positions[t])
-            last = position + 1 if get(op, "kind") == "top_k" else scores.payload.shape[2]
+            last = position + 1 if get(op, "kind") == "top_k" else scores.values
             index = np.arange(last)
             yield from self.await_(scores, index, one)
             found = self.values(scores, index, one)
@@ -503,12 +514,11 @@ class _Sink:
     def append(self, state: Any, index: Array, values: Array) -> None:
         held, at = self._row.operand(state), self._at
         for i, t in enumerate(self._tokens):
-            held.write(
-                at.record, int(t), at.epoch, index.reshape(-1), at.round(values[i]).reshape(-1)
-            )
+            rounded = at.round(values[i]).reshape(-1)
+            at.sm.append(self._row, held, held.own(at.record, int(t)), at.epoch, index, rounded)
 
     def publish(self, index: Array, values: Array) -> None:
-        inside = index < self._channel.payload.shape[2]
+        inside = index < self._channel.values
         self._at.publish(self._channel, self._tokens, index[inside], values[:, inside])
 
     def logits(self, index: Array, values: Array) -> None:
@@ -533,10 +543,9 @@ class _Sink:
                 record = best_of(np.concatenate(found), np.concatenate(indices))
             records.append(record)
         place = sm.device.place * sm.device.sms + sm.sm
-        if self._row.number == sm.device.record:
-            sm.launch.released[sm.device.place][sm.sm] = at.epoch
-        index = np.arange(2 * place, 2 * place + 2)
-        at.publish(self._channel, at.live, index, np.array(records, np.int64), CANDIDATES)
+        index, words = np.arange(2 * place, 2 * place + 2), np.array(records, np.int64)
+        releases = self._row.number == sm.device.record
+        at.publish(self._channel, at.live, index, words, CANDIDATES, releases=releases)
 
 
 class _PieceSink(_Sink):

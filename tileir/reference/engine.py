@@ -1,6 +1,7 @@
 """Executes engine modules: the roles of every SM of every GPU over real rings, channels and epochs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,16 @@ from tileir.dialect.attributes import get, walk
 from tileir.reference.arithmetic import Array, keep, round_bf16
 from tileir.reference.consumers import Consumers
 from tileir.reference.loaders import Loaders
-from tileir.reference.memory import Device, read_device
-from tileir.reference.protocol import CopyEngine, Link, LocalChannel, Mbarrier, Ring
-from tileir.reference.scheduler import Scheduler
+from tileir.reference.memory import Device, OwnRow, RowPlan, State, read_device
+from tileir.reference.protocol import Channel, CopyEngine, LocalChannel, Mbarrier, Ring, View
+from tileir.reference.scheduler import LATE, Scheduler
 from tileir.reference.steps import Plan, Request
+from tileir.reference.stores import Store, Stores
 from tileir.stages import Heard
 
 Recipes = Sequence[dict[str, Any]]
+# Words of a packet that no reader sees half of.
+RECORD = 2
 
 
 class EngineExecutor:
@@ -38,6 +42,7 @@ class EngineExecutor:
         self.round = round_bf16 if rounding else keep
         self.seed, self.strategy, self.epoch = seed, "random", 0
         self.steps = self.pages_used = 0
+        self.made: list[list[int]] = []
         self.trace: Callable[[int, str, int], None] | None = None
         self.heard: Heard | None = None
         self.devices = [
@@ -45,7 +50,7 @@ class EngineExecutor:
             for place, (op, recipe) in enumerate(zip(found, recipes, strict=True))
         ]
         paged = [s for d in self.devices for s in d.states.values() if s.page]
-        self.pages = len(paged[0].holder) // self.page if paged else 0
+        self.pages = len(paged[0].views[0].holder) // self.page if paged else 0
         self.drafts = any(
             get(row.ops["select"], "makes") == "draft"
             for row in self.devices[0].rows
@@ -57,10 +62,12 @@ class EngineExecutor:
         self.epoch = 0
         for device in self.devices:
             for channel in device.channels.values():
-                channel.epochs[:] = 0
+                for view in channel.views:
+                    view.epochs[:] = 0
             for state in device.states.values():
-                state.written[:] = 0
-                state.holder[:] = -1
+                for rows in state.views:
+                    rows.written[:] = 0
+                    rows.holder[:] = -1
 
     def run(
         self, requests: Sequence[Request], logits: Sequence[Array | None] = ()
@@ -85,6 +92,7 @@ class EngineExecutor:
                 made = sum(map(len, plan.made))
                 yield plan.made
         self.steps, self.pages_used = plan.record.number, plan.pages_used
+        self.made = plan.made
         self.epoch = launch.last_epoch
 
 
@@ -97,17 +105,25 @@ class Launch:
         self.step_logits = np.zeros((engine.tokens, engine.vocabulary), np.float32)
         self.first_epoch = self.last_epoch = engine.epoch + 1
         self.scheduler = Scheduler(engine.seed, engine.strategy)
-        self.link = Link(self.scheduler)
-        self.released = [np.full(d.sms, engine.epoch) for d in engine.devices]
-        self.running = sum(d.sms for d in engine.devices)
+        gpus, late = len(engine.devices), self.scheduler.late
+        every = [(device, sm) for device in engine.devices for sm in range(device.sms)]
+        memories = {n for d in engine.devices for n in (*d.channels, *d.states)}
+        self.stores = Stores(
+            self.scheduler, [device.who(sm, gpus) for device, sm in every], sorted(memories)
+        )
+        self.running = len(every)
         self._counted = -1
         for device in engine.devices:
-            for sm in range(device.sms):
-                worker = Sm(self, device, sm)
-                for role in ("consumer", "tape", "state", "copies"):
-                    name = f"GPU {device.index} " if len(engine.devices) > 1 else ""
-                    self.scheduler.add(f"{name}SM {sm} {role}", worker.role(role))
-        self.scheduler.add("links", self.link.role())
+            for channel in device.channels.values():
+                channel.split(device.sms if late else min(channel.replicas, device.sms))
+            for state in device.states.values():
+                state.split(device.sms if late else 1)
+        self.sms = {(device.place, sm): Sm(self, device, sm) for device, sm in every}
+        for worker in self.sms.values():
+            for role in ("consumer", "tape", "state", "copies"):
+                self.scheduler.add(f"{worker.who} {role}", worker.role(role))
+        for role in ("stores", LATE):
+            self.scheduler.add(role, self.stores.role(role))
 
     def count_logits(self, number: int) -> None:
         """Keep the logits of a step's accepted rows, once."""
@@ -123,7 +139,7 @@ class Launch:
         """An SM's consumers have ended."""
         self.running -= 1
         if not self.running:
-            self.link.close()
+            self.stores.close()
 
 
 class Sm:
@@ -132,7 +148,7 @@ class Sm:
     def __init__(self, launch: Launch, device: Device, sm: int) -> None:
         self.launch, self.engine, self.device, self.sm = launch, launch.engine, device, sm
         self.scheduler = launch.scheduler
-        self.who = f"GPU {device.index} SM {sm}" if len(launch.engine.devices) > 1 else f"SM {sm}"
+        self.who = device.who(sm, len(launch.engine.devices))
         self.rings = {
             name: Ring(f"{self.who} {name} ring", get(op, "slots"), get(op, "window"), device.warps)
             for name, op in device.rings.items()
@@ -152,6 +168,9 @@ class Sm:
         self.record_empty = Mbarrier(1, f"{self.who} step record empty")
         self.record = launch.plan.record
         self.finished = False
+        # Rows that its next record releases, and those that records which it sees have released to it.
+        self.unreleased: list[Store] = []
+        self.released: list[Store] = []
         self._loaders = 2
         self.loads, self.consumes = Loaders(self), Consumers(self)
 
@@ -180,17 +199,83 @@ class Sm:
         if not self._loaders:
             self.copies.close()
 
-    def publish(self, channel: Any, epoch: int, tokens: Array, index: Array, values: Array) -> None:
-        """Into a channel's copy here, and over links into those of other GPUs; [tokens, *index.shape]."""
-        if self.scheduler.late:
-            # Stores to different addresses become visible in any order: token by token, some time later.
-            for i in range(len(tokens)):
-                one = epoch, tokens[i : i + 1], index, np.array(values[i : i + 1])
-                self.launch.link.send(channel, *one)
-        else:
-            channel.publish(self.scheduler, epoch, tokens, index, values)
-        if channel.peer:
-            for device in self.engine.devices:
-                other = device.channels.get(channel.name)
-                if other is not None and device is not self.device:
-                    self.launch.link.send(other, epoch, tokens, index, np.array(values))
+    def publish(
+        self,
+        channel: Channel,
+        epoch: int,
+        tokens: Array,
+        index: Array,
+        values: Array,
+        *,
+        releases: bool = False,
+    ) -> None:
+        """Into a channel here and, if it crosses, on other GPUs; [tokens, *index.shape].
+
+        releases: with them goes what the SM has stored before, for those that acquire it.
+        """
+        before: list[Store] = []
+        if releases:
+            before, self.unreleased = self.unreleased, []
+        parts = self._parts(tokens, index.reshape(-1), np.array(values).reshape(len(tokens), -1))
+        for device in self.engine.devices if channel.peer else (self.device,):
+            there = device.channels.get(channel.name)
+            for sm, view in enumerate(there.views if there is not None else ()):
+                reader = self.launch.sms[device.place, sm]
+                carried = [store for store in before if store.reader == reader.who]
+                for part in parts:
+                    land = partial(reader.see, view, carried, epoch, *part)
+                    if device is self.device and not self.scheduler.late:
+                        land()
+                    else:
+                        place = epoch % view.depth
+                        store = Store(self.who, reader.who, view, place, epoch, land)
+                        self.launch.stores.send(store)
+
+    def append(
+        self, row: RowPlan, state: State, own: OwnRow, epoch: int, index: Array, values: Array
+    ) -> None:
+        """Values of a row of a state, by head · size + i."""
+        for sm, view in enumerate(state.views):
+            land = partial(view.write, own, epoch, index.reshape(-1), values)
+            if not self.scheduler.late:
+                land()
+                continue
+            reader = self.launch.sms[self.device.place, sm]
+            store = Store(self.who, reader.who, view, own.place, epoch, land)
+            self.launch.stores.send(store)
+            if state.name in row.releases:
+                self.unreleased.append(store)
+
+    def see(
+        self,
+        view: View,
+        carried: list[Store],
+        epoch: int,
+        tokens: Array,
+        index: Array,
+        values: Array,
+    ) -> None:
+        """Packets that somebody has sent, and may acquire what they carry."""
+        view.publish(self.scheduler, epoch, tokens, index, values)
+        self.released += carried
+
+    def acquire(self, row: RowPlan) -> None:
+        """See what has been released to this SM, of the states that a row acquires."""
+        for store in self.released:
+            if store.memory.name in row.acquires:
+                self.launch.stores.land(store)
+        self.released = [store for store in self.released if not store.landed]
+
+    def _parts(
+        self, tokens: Array, index: Array, values: Array
+    ) -> list[tuple[Array, Array, Array]]:
+        """What is seen at once: if stores are late, of each token two parts, but records as they are."""
+        if not self.scheduler.late:
+            return [(tokens, index, values)]
+        parts = []
+        for i in range(len(tokens)):
+            cut = self.scheduler.choose(len(index)) if len(index) > RECORD else 0
+            for some in (slice(0, cut), slice(cut, None)):
+                if len(index[some]):
+                    parts.append((tokens[i : i + 1], index[some], values[i : i + 1, some]))
+        return parts

@@ -16,15 +16,16 @@ from tileir.reference.steps import Request
 
 @dataclass
 class Exploration:
-    """What ran: schedules and steps, and the schedules of each strategy. logits: of each request, of the first run.
+    """What ran: schedules and steps, and the schedules of each strategy.
 
-    failure: why the last schedule failed; "" if none did.
+    logits, made: of each request, of the first schedule; failure: why the last schedule failed; "" if none did.
     """
 
     schedules: int = 0
     steps: int = 0
     by: Counter[str] = field(default_factory=Counter)
     logits: list[Array] = field(default_factory=list)
+    made: list[list[int]] = field(default_factory=list)
     failure: str = ""
 
 
@@ -38,8 +39,8 @@ def explore(
 ) -> Exploration:
     """Run requests under so many schedules, strategies in turn, each with a seed of its own; stop at the first failure.
 
-    A schedule fails if it hangs, breaks the protocol, or gives other logits, bit for bit, than `wanted` (one array
-    [positions, vocabulary] f32 a request; () stands for those of the first schedule).
+    A schedule fails if it hangs, breaks the protocol, gives other logits, bit for bit, than `wanted` (one array
+    [positions, vocabulary] f32 a request; () stands for those of the first schedule), or other tokens than the first.
     """
     session = ReferenceSession(engine_text, recipes, weights)
     found = Exploration(logits=list(wanted))
@@ -54,8 +55,12 @@ def explore(
             found.failure = str(hang)
             break
         found.steps += session.steps
-        found.logits = found.logits or logits
+        found.logits, found.made = found.logits or logits, found.made or session.made
         found.failure = _difference(logits, found.logits)
+        if not found.failure and session.made != found.made:
+            found.failure = (
+                f"tokens {session.made} are made, and {found.made} by the first schedule"
+            )
         if found.failure:
             break
     return found

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tileir.dialect.attributes import get
-from tileir.errors import DeviceHang
 from tileir.reference import tasks
 from tileir.reference.arithmetic import Array
 from tileir.reference.memory import LocalName, OldRows, RowPlan, State
@@ -114,9 +113,9 @@ class Loaders:
                 found = yield from local.take(self.scheduler, use, live)
                 self.taken[channel.name] = found
             return self.taken[channel.name]
-        words = channel.payload.shape[2]
-        yield channel.wait(self.epoch, np.arange(live), np.arange(words))
-        return channel.read(self.epoch, np.arange(live), np.arange(words)).reshape(live, -1, 2)
+        tokens, words, seen = np.arange(live), np.arange(channel.values), channel.view(self.sm.sm)
+        yield seen.wait(self.epoch, tokens, words)
+        return seen.read(self.epoch, tokens, words).reshape(live, -1, 2)
 
     def _experts(self, row: RowPlan, record: StepRecord, use: int) -> Role:
         fill = row.ops["fill"]
@@ -139,7 +138,7 @@ class Loaders:
             for sequence in tasks.sequences(record):
                 old = tasks.old_rows(record, sequence, split, fill)
                 for part in tasks.in_slots(old, per_slot):
-                    yield from self._copy(row.ring, states, head, record, sequence, part)
+                    yield from self._copy(row, states, head, record, sequence, part)
 
     def _listed_rows(self, row: RowPlan, record: StepRecord) -> Role:
         fill = row.ops["fill_gathered"]
@@ -149,33 +148,41 @@ class Loaders:
         mine = tasks.mine(row, get(fill, "tasks"), self.sm.sm, self.device.sms)
         if not len(mine):
             return
-        live, words = np.arange(len(record.tokens)), np.arange(indices.payload.shape[2])
-        yield indices.wait(self.epoch, live, words)
-        lists = indices.read(self.epoch, live, words)
+        live, words = np.arange(len(record.tokens)), np.arange(indices.values)
+        seen = indices.view(self.sm.sm)
+        yield seen.wait(self.epoch, live, words)
+        lists = seen.read(self.epoch, live, words)
         for task in mine:
             group, split = divmod(int(task) + row.tile_base, get(fill, "splits"))
             head = group * get(fill, "kv_heads") // get(fill, "groups")
             for t, sequence in enumerate(record.sequences):
                 old = tasks.old_listed(record, t, lists[t], split, fill)
                 for part in tasks.in_slots(old, per_slot):
-                    yield from self._copy(row.ring, states, head, record, sequence, part)
+                    yield from self._copy(row, states, head, record, sequence, part)
 
     def _copy(
         self,
-        ring: str,
+        row: RowPlan,
         states: list[State],
         head: int,
         record: StepRecord,
         sequence: int,
         positions: Array,
     ) -> Role:
-        """One slot of rows. Raises DeviceHang for rows that nothing has released, or that are not there."""
+        """One slot of rows. Raises DeviceHang for rows that are not there, or that the SM does not see yet."""
         sm, plan = self.sm, self.sm.launch.plan
-        if not self.device.ordered or sm.launch.released[self.device.place].min() < self.epoch - 1:
-            raise DeviceHang(f"{sm.who} streams state rows that nothing has released to it")
         text = plan.texts[record.holders[sequence]]
         old = OldRows(record, sequence, positions, text, self.epoch, sm.who)
-        yield from self._fill(ring, lambda: tuple(state.read(head, old) for state in states))
+
+        def copy() -> tuple[Array, ...]:
+            sm.acquire(row)
+            places = [state.places(record, sequence, positions) for state in states]
+            return tuple(
+                state.view(sm.sm).read(head, rows, old)
+                for state, rows in zip(states, places, strict=True)
+            )
+
+        yield from self._fill(row.ring, copy)
 
     def _trace(self, role: str, number: int) -> None:
         if self.sm.launch.trace is not None:

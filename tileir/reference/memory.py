@@ -14,21 +14,22 @@ from tileir.packing import DTYPES, constant, pack_row, pack_store
 from tileir.reference.arithmetic import Array
 from tileir.reference.protocol import Channel
 from tileir.reference.steps import StepRecord
+from tileir.reference.stores import Memory
 
 
-@dataclass
 class State:
-    """Rows by head; of each the epoch in which it was written, and for what: (request, position, token).
+    """Rows of KV, [heads, rows, size] f32, in pages unless page is 0. views: what SMs see, one for all or one each."""
 
-    values: how many values of a head's row have been written in that epoch.
-    """
+    def __init__(self, name: str, shape: Sequence[int], page: int) -> None:
+        self.name, self.page, self.views = name, page, [Rows(name, shape)]
 
-    name: str
-    rows: Array
-    page: int
-    written: Array
-    values: Array
-    holder: Array
+    def split(self, views: int) -> None:
+        """Have so many views, of the same rows."""
+        self.views = [self.views[0].copy() for _ in range(views)]
+
+    def view(self, sm: int) -> "Rows":
+        """What an SM sees."""
+        return self.views[sm % len(self.views)]
 
     def places(self, record: StepRecord, sequence: int, positions: Array) -> Array:
         """Where these positions of a sequence lie. Raises DeviceHang for one that has no page."""
@@ -40,23 +41,59 @@ class State:
             raise DeviceHang(f"state {self.name}: sequence {sequence} has no page for {position}")
         return np.asarray(pages * self.page + positions % self.page)
 
-    def write(self, record: StepRecord, t: int, epoch: int, index: Array, values: Array) -> None:
-        """Values of the row of a step's token, by head · size + i. Raises DeviceHang for one that is there already."""
+    def own(self, record: StepRecord, t: int) -> "OwnRow":
+        """Where the row of a step's token lies, and for what. Raises DeviceHang if it has no page."""
         sequence, position = record.sequences[t], record.positions[t]
-        (row,), size = self.places(record, sequence, np.array([position])), self.rows.shape[2]
+        (place,) = self.places(record, sequence, np.array([position]))
+        return OwnRow(int(place), (record.holders[sequence], position, record.tokens[t]))
+
+
+@dataclass(frozen=True)
+class OwnRow:
+    """A row that a step writes. holder: (request, position, token)."""
+
+    place: int
+    holder: tuple[int, int, int]
+
+
+class Rows(Memory):
+    """A state's rows as some SMs see them; of each the epoch in which it was written, and for what (its holder).
+
+    values: how many values of a head's row have been written in that epoch.
+    """
+
+    kind = "rows"
+
+    def __init__(self, name: str, shape: Sequence[int]) -> None:
+        super().__init__(name)
+        self.rows: Array = np.zeros(shape, np.float32)
+        self.written: Array = np.zeros(shape[:2], np.int64)
+        self.values: Array = np.zeros(shape[:2], np.int64)
+        self.holder: Array = np.full((shape[1], 3), -1)
+
+    def copy(self) -> "Rows":
+        """The same rows, for somebody else."""
+        made = Rows(self.name, self.rows.shape)
+        for name in ("rows", "written", "values", "holder"):
+            setattr(made, name, getattr(self, name).copy())
+        return made
+
+    def write(self, own: OwnRow, epoch: int, index: Array, values: Array) -> None:
+        """Values of a row are seen, by head · size + i. Raises DeviceHang for one that is there already."""
+        row, size = own.place, self.rows.shape[2]
         head = index // size
         self.rows[head, row, index % size] = values
         self.values[head[self.written[head, row] != epoch], row] = 0
         self.written[head, row] = epoch
         np.add.at(self.values, (head, row), 1)
         if (self.values[head, row] > size).any():
+            position = own.holder[1]
             raise DeviceHang(f"state {self.name}: position {position} is written twice in a step")
-        self.holder[row] = record.holders[sequence], position, record.tokens[t]
+        self.holder[row] = own.holder
 
-    def read(self, head: int, old: "OldRows") -> Array:
+    def read(self, head: int, rows: Array, old: "OldRows") -> Array:
         """Old rows of a head, [positions, size]. Raises DeviceHang for those that the step may not see."""
         record, positions = old.record, old.positions
-        rows = self.places(record, old.sequence, positions)
         wanted = np.empty((len(rows), 3), np.int64)
         wanted[:, 0], wanted[:, 1] = record.holders[old.sequence], positions
         wanted[:, 2] = [old.text[p] for p in positions]
@@ -90,7 +127,11 @@ class OldRows:
 
 @dataclass
 class RowPlan:
-    """A row of the phase table with what its body's arguments stand for. offers: it makes candidates."""
+    """A row of the phase table with what its body's arguments stand for. offers: it makes candidates.
+
+    releases, acquires: the states of which its body orders what it writes before its SM's record, and what it streams
+    behind the records of the step before.
+    """
 
     number: int
     body: str
@@ -100,6 +141,8 @@ class RowPlan:
     ops: dict[str, Any]
     segments: list[tuple[Any, int]]
     offers: bool
+    releases: frozenset[str]
+    acquires: frozenset[str]
     bind: dict[Any, Any]
 
     @property
@@ -123,7 +166,7 @@ class LocalName:
 
 @dataclass
 class Device:
-    """A GPU: the rows of its table, and its memory. ordered: states cross steps by release and acquire.
+    """A GPU: the rows of its table, and its memory.
 
     record: the last row that makes candidates; its record releases what the SM has written in the step.
     """
@@ -140,8 +183,11 @@ class Device:
     channels: dict[str, Channel]
     states: dict[str, State]
     locals: dict[str, LocalName]
-    ordered: bool
     record: int
+
+    def who(self, sm: int, gpus: int) -> str:
+        """An SM's name, among so many GPUs."""
+        return f"GPU {self.index} SM {sm}" if gpus > 1 else f"SM {sm}"
 
 
 def read_device(
@@ -165,16 +211,13 @@ def read_device(
         name, value = get(declared, "sym_name"), declared.operation.results[0]
         shape = static_shape(value)
         if name_of(declared) == "engine.state":
-            rows = np.zeros(shape, np.float32)
-            written, values = np.zeros(shape[:2], np.int64), np.zeros(shape[:2], np.int64)
-            holder = np.full((shape[1], 3), -1)
-            states[name] = State(name, rows, get(declared, "page", 0), written, values, holder)
+            states[name] = State(name, shape, get(declared, "page", 0))
         elif name_of(declared) == "engine.channel" and get(declared, "level") == "sm":
             local[name] = LocalName(name, shape)
         elif name_of(declared) == "engine.channel":
             kinds = {"bf16": np.float32, "f32": np.float32, "i32": np.int64}
             channels[name] = Channel(
-                name, shape, kinds[element_of(value)], get(declared, "depth"),
+                name, shape, kinds[element_of(value)], get(declared, "depth"), get(declared, "replicas"),
                 rounded=element_of(value) == "bf16", peer=get(declared, "level") == "peer",
             )  # fmt: skip
     bound: dict[str, Any] = {**constants, **channels, **states, **local}
@@ -196,7 +239,6 @@ def read_device(
         channels=channels,
         states=states,
         locals=local,
-        ordered=all(_ordered(body) for body in bodies.values()),
         record=max((row.number for row in plans if row.offers), default=-1),
     )
 
@@ -222,19 +264,7 @@ def _row(number: int, row: Any, body: Any, bound: dict[str, Any]) -> RowPlan:
         ops,
         segments,
         any(name_of(o) == "tile.candidate" for s, _ in segments for o in s.regions[0].blocks[0]),
+        frozenset(get(row, "names")[i] for i in get(body, "release", [])),
+        frozenset(get(row, "names")[i] for i in get(body, "acquire", [])),
         {a: bound[n] for a, n in zip(arguments, get(row, "names"), strict=True)},
-    )
-
-
-def _ordered(body: Any) -> bool:
-    """Whether every state that a body writes is released by it, and every one that it streams acquired."""
-    writes = {o.operands[len(o.operands) - 1] for o in walk(body, "tile.append", "tile.store")}
-    reads = {v for o in walk(body, "engine.fill_rows") for v in o.operands}
-    reads |= {
-        v
-        for o in walk(body, "engine.fill_gathered")
-        for v in (o.operands[0], *list(o.operands)[2:])
-    }
-    return len(writes) <= len(get(body, "release", [])) and len(reads) <= len(
-        get(body, "acquire", [])
     )

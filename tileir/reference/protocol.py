@@ -1,13 +1,13 @@
-"""The engine's synchronisation, exactly as the kernel uses it: mbarriers, rings, channels, copies and links."""
+"""The engine's synchronisation, exactly as the kernel uses it: mbarriers, rings, copies and channels."""
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
 
 import numpy as np
 
 from tileir.errors import DeviceHang
 from tileir.reference.arithmetic import Array
 from tileir.reference.scheduler import PAUSE, Role, Scheduler, Wait
+from tileir.reference.stores import Memory
 
 Copy = Callable[[], tuple[Array, ...]]
 
@@ -43,7 +43,7 @@ class Ring:
         self.name, self.slots, self.window, self.warps = name, slots, window, warps
         self.full = [Mbarrier(1, f"{name} slot {i} full") for i in range(slots)]
         self.empty = [Mbarrier(warps, f"{name} slot {i} empty") for i in range(slots)]
-        self.data: list[tuple[Array, ...] | None] = [None] * slots
+        self.data: list[tuple[int, tuple[Array, ...]] | None] = [None] * slots
 
     def fill(self, use: int, copy: Copy, copies: "CopyEngine") -> Role:
         """The loader's part of use number `use`: wait for slot and window, then start the copy."""
@@ -52,18 +52,21 @@ class Ring:
         if use >= self.window:
             behind = use - self.window
             yield self.full[behind % self.slots].wait((behind // self.slots) & 1)
-        copies.start(self, slot, copy)
+        copies.start(self, use, copy)
 
     def take(self, use: int) -> Role:
         """The consumers' wait for use number `use`; then `read` and `release`."""
         yield self.full[use % self.slots].wait((use // self.slots) & 1)
 
     def read(self, use: int) -> tuple[Array, ...]:
-        """What the slot holds."""
-        data = self.data[use % self.slots]
-        if data is None:
-            raise DeviceHang(f"{self.name} slot {use % self.slots} was read before it was filled")
-        return data
+        """What the slot holds. Raises DeviceHang if that is not use number `use`."""
+        slot = use % self.slots
+        held = self.data[slot]
+        if held is None:
+            raise DeviceHang(f"{self.name} slot {slot} was read before it was filled")
+        if held[0] != use:
+            raise DeviceHang(f"{self.name} slot {slot} holds use {held[0]}, and {use} is read")
+        return held[1]
 
     def release(self, scheduler: Scheduler, use: int) -> None:
         """All consumer warps are done with the slot."""
@@ -78,9 +81,9 @@ class CopyEngine:
         self.scheduler, self.started = scheduler, list[tuple[Ring, int, Copy]]()
         self.closed = False
 
-    def start(self, ring: Ring, slot: int, copy: Copy) -> None:
-        """Begin a copy. `copy` is called when it lands: what the source holds then is what comes."""
-        self.started.append((ring, slot, copy))
+    def start(self, ring: Ring, use: int, copy: Copy) -> None:
+        """Begin the copy of a use. `copy` is called when it lands: what the source holds then is what comes."""
+        self.started.append((ring, use, copy))
         self.scheduler.notify(self)
 
     def close(self) -> None:
@@ -95,10 +98,11 @@ class CopyEngine:
             yield some
             if not self.started:
                 return
-            ring, slot, copy = self.started.pop(self.scheduler.choose(len(self.started)))
+            ring, use, copy = self.started.pop(self.scheduler.choose(len(self.started)))
+            slot = use % ring.slots
             if ring.data[slot] is not None:
                 raise DeviceHang(f"{ring.name} slot {slot} was overwritten before its release")
-            ring.data[slot] = copy()
+            ring.data[slot] = use, copy()
             ring.full[slot].arrive(self.scheduler)
             yield PAUSE
 
@@ -106,21 +110,53 @@ class CopyEngine:
 class Channel:
     """Packets, payload and epoch each, of every value of every token; `depth` copies by epoch.
 
-    shape: [T, …]. rounded: values are bf16. peers: the copies on all GPUs, if it crosses them.
+    shape: [T, …]. rounded: values are bf16. peer: GPUs write those of others too. views: what SMs see of it, one that
+    all share, or by replica, or one each; an SM's is that of its number mod their count.
     """
 
     def __init__(
-        self, name: str, shape: Sequence[int], dtype: type, depth: int, *, rounded: bool, peer: bool
+        self,
+        name: str,
+        shape: Sequence[int],
+        dtype: type,
+        depth: int,
+        replicas: int,
+        *,
+        rounded: bool,
+        peer: bool,
     ) -> None:
-        self.name, self.depth, self.rounded, self.peer = name, depth, rounded, peer
-        values = int(np.prod(shape[1:]))
-        self.payload: Array = np.zeros((depth, shape[0], values), dtype)
-        self.epochs = np.zeros((depth, shape[0], values), np.int64)
+        self.name, self.depth, self.replicas = name, depth, replicas
+        self.rounded, self.peer = rounded, peer
+        self.values = int(np.prod(shape[1:]))
+        self.integers = dtype is np.int64
+        payload: Array = np.zeros((depth, shape[0], self.values), dtype)
+        self.views = [View(name, payload, np.zeros(payload.shape, np.int64))]
+
+    def split(self, views: int) -> None:
+        """Have so many views, of the same packets."""
+        first = self.views[0]
+        self.views = [
+            View(self.name, first.payload.copy(), first.epochs.copy()) for _ in range(views)
+        ]
+
+    def view(self, sm: int) -> "View":
+        """What an SM sees."""
+        return self.views[sm % len(self.views)]
+
+
+class View(Memory):
+    """A channel's packets as some SMs see them: payload and epochs, [depth, T, values]."""
+
+    kind = "packets"
+
+    def __init__(self, name: str, payload: Array, epochs: Array) -> None:
+        super().__init__(name)
+        self.payload, self.epochs, self.depth = payload, epochs, len(payload)
 
     def publish(
         self, scheduler: Scheduler, epoch: int, tokens: Array, index: Array, values: Array
     ) -> None:
-        """Write packets of an epoch, [tokens, *index.shape]. Raises DeviceHang if such an epoch is there already."""
+        """Packets of an epoch are seen, [tokens, *index.shape]. Raises DeviceHang if such an epoch is there already."""
         copy, at = epoch % self.depth, (tokens[:, None], index.reshape(-1))
         if (self.epochs[copy][at] >= epoch).any():
             raise DeviceHang(f"channel {self.name}: epoch {epoch} is written twice or goes back")
@@ -191,33 +227,3 @@ class LocalChannel:
         self.wanted = False
         self.empty.arrive(scheduler)
         return found
-
-
-class Link:
-    """Packets between GPUs, and between SMs whose stores are late, arrive some time later, in any order."""
-
-    def __init__(self, scheduler: Scheduler) -> None:
-        self.scheduler, self.pending = scheduler, list[tuple[Channel, tuple[Any, ...]]]()
-        self.closed = False
-
-    def send(self, channel: Channel, *packet: Any) -> None:
-        """Packets for a copy of a channel that they do not reach at once."""
-        self.pending.append((channel, packet))
-        self.scheduler.notify(self)
-
-    def close(self) -> None:
-        """Nothing more is sent."""
-        self.closed = True
-        self.scheduler.notify(self)
-
-    def role(self) -> Role:
-        """Deliver, one packet at a time."""
-        some = Wait(self, lambda: bool(self.pending) or self.closed, lambda: "packets on their way")
-        while True:
-            yield some
-            if not self.pending:
-                return
-            at = self.scheduler.choose(len(self.pending))
-            channel, packet = self.pending.pop(at)
-            channel.publish(self.scheduler, *packet)
-            yield PAUSE

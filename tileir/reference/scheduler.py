@@ -1,4 +1,4 @@
-"""Who runs next: roles, what they wait for, and three strategies to find an order that breaks a protocol.
+"""Who runs next: roles, what they wait for, and four strategies to find an order that breaks a protocol.
 
 A role is a generator that yields a `Wait` wherever it may have to; the scheduler runs any role that
 is ready, in an order that its strategy and seed decide. When none is, and not all are done, that is a deadlock,
@@ -24,6 +24,8 @@ Role = Generator[Wait, None, None]
 # Others go first, if they are ready.
 PAUSE = Wait(None, lambda: True, lambda: "its next turn")
 PAUSES, SLOW = 1 / 16, 1 / 4
+# The role that lets stores land of which some SM hears last.
+LATE = "late stores"
 # Change points of "priorities", and the turns among which they lie.
 POINTS, TURNS = 3, 4096
 
@@ -34,11 +36,11 @@ class Scheduler:
     "random": for a while some are slow, so that all get as far ahead of them as the protocol lets them; then others
     are. "priorities": every role has a rank and the best that is ready runs; at `POINTS` random turns the one that runs
     becomes the slowest (Burckhardt et al., A Randomized Scheduler with Probabilistic Guarantees of Finding Bugs, ASPLOS
-    2010). "delays": one role, SM, or kind of role is slow from the first turn to the last, and packets land late, in
-    any order (`late`). A poll that sees an old packet polls again: that is a slow reader.
+    2010). "delays": one role, SM, or kind of role is slow from the first turn to the last. "stores": as "random", and
+    stores are late (`late`, tileir/reference/stores.py).
     """
 
-    STRATEGIES = ("random", "priorities", "delays")
+    STRATEGIES = ("random", "priorities", "delays", "stores")
 
     def __init__(self, seed: int, strategy: str = "random") -> None:
         assert strategy in self.STRATEGIES, strategy
@@ -50,7 +52,7 @@ class Scheduler:
         self._waiting: dict[object, list[tuple[str, Role, Wait]]] = {}
         self._left, self._turn = 0, 0
         self._points = {self.choose(TURNS) for _ in range(POINTS)}
-        self.late = strategy == "delays"
+        self.late = strategy == "stores"
 
     def add(self, name: str, role: Role) -> None:
         """A role to run."""
@@ -71,7 +73,7 @@ class Scheduler:
 
     def run(self) -> Generator[None, None, None]:
         """Advance one role at a time; yields after each. Raises DeviceHang on a deadlock."""
-        if self._strategy != "random":
+        if self._strategy in ("priorities", "delays"):
             self._rank()
         while self._ready or self._late:
             name, role = self._next()
@@ -116,17 +118,18 @@ class Scheduler:
         self._turn += 1
         if self._strategy == "priorities" and self._turn in self._points and name in self._slow:
             self._slow[name] = max(self._slow.values()) + 1
-        if self._strategy == "random":
+        if self._strategy in ("random", "stores"):
             self._left -= 1
             if self._left < 0:
                 # Others are slow, for 2^4 to 2^11 turns.
                 self._left = int(2 ** self._random.uniform(4, 11))
-                self._become([n for n in self._names if self._random.random() < SLOW])
+                slow = [n for n in self._names if n != LATE and self._random.random() < SLOW]
+                self._become(slow)
 
     def _become(self, slow: list[str]) -> None:
-        """These are slow, in a random order."""
+        """These are slow, in a random order, and late stores last of all."""
         self._random.shuffle(slow)
-        self._slow = {name: i for i, name in enumerate(slow)}
+        self._slow = {name: i for i, name in enumerate([*slow, LATE])}
         every, self._ready, self._late = [*self._ready, *self._late], [], []
         for name, role in every:
             self._go_on(name, role)

@@ -99,6 +99,11 @@ class ReferenceSession:
         return self._engine.steps
 
     @property
+    def made(self) -> list[list[int]]:
+        """The new tokens of each request of the last call."""
+        return self._engine.made
+
+    @property
     def pages_used(self) -> int:
         """Pages of KV that the last call's sequences took, one behind the other."""
         return self._engine.pages_used
