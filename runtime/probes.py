@@ -59,7 +59,6 @@ def measure(base: Target, index: int = 0) -> Target:
             sms=sms,
             smem_bytes=smem,
             stream_tbps=_figure("stream_tbps", "TB/s", probes.stream_tbps),
-            hop_us=_figure("hop_us", "µs", partial(probes.exchange_us, "packet", FEW)),
             **_prices(probes),
             mbarrier_us=_figure("mbarrier_us", "µs", probes.mbarrier_us),
             launch_us=_figure("launch_us", "µs", probes.launch_us),
@@ -67,12 +66,14 @@ def measure(base: Target, index: int = 0) -> Target:
 
 
 def _prices(probes: "_Probes") -> dict[str, Any]:
-    """What each kind of exchange costs: to begin, and for each word that an SM reads."""
+    """What each kind of exchange costs: to begin, and for each word that an SM reads. hop_us: packets of few words."""
     found: dict[str, Any] = {}
     for kind in EXCHANGES:
         few, many = (
             _figure(f"{kind}_us", "µs", partial(probes.exchange_us, kind, n)) for n in (FEW, MANY)
         )
+        if kind == "packet":
+            found["hop_us"] = few
         # A line through noise may fall.
         word = max((many - few) / (probes.sms * (MANY - FEW)), 1e-9)
         begin = max(few - word * probes.sms * FEW, 1e-3)
