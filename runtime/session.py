@@ -21,7 +21,6 @@ from tileir.runtime.upload import Uploader
 MAX_STOP_IDS = 64
 # Launch parameters: arguments of the kernel, in their order, and constants of its PTX.
 ARGUMENTS = ("tape_window", "alone_bytes", "splits")
-CONSTANTS = ("replicas", "poll_sleep_ns")
 SPARE_BYTES = 256 << 20
 LIMIT_CLOCKS = 4_000_000_000  # about 2 s at 1.98 GHz
 
@@ -31,7 +30,7 @@ class CudaSession:
 
     tensors: arrays by state-dict name, packed on the GPU. index: the GPU's number. `launch`: how kernels are launched,
     by the names of manifest["launch_limits"], which has each one's least and most. The driver assembles the kernel
-    anew, some seconds, for values of CONSTANTS that it has not had.
+    anew, some seconds, for constants of its PTX that it has not had.
     Raises DeviceError for a GPU that is not there, of another generation or too small, PackageError for weights that do
     not fit.
     """
@@ -68,7 +67,7 @@ class CudaSession:
         m = self.manifest
         self._check_device(d)
         self._check_memory(d)
-        self._ptx, self._kernels = ptx, dict[tuple[int, ...], Any]()
+        self._ptx, self._kernels = ptx, dict[str, Any]()
         module, decode = self._assembled()
         if d.resident_blocks(decode, m["threads"], m["smem_bytes"]) < 1:
             raise DeviceError(f"a block of {m['smem_bytes']} bytes does not fit an SM of {d.name}")
@@ -97,13 +96,13 @@ class CudaSession:
 
     def _assembled(self) -> tuple[Any, Any]:
         """The module and the decode kernel with the launch's constants, assembled by the driver the first time."""
-        values = tuple(self.launch[name] for name in CONSTANTS)
-        if values not in self._kernels:
+        ptx = with_constants(self._ptx, self.launch)
+        if ptx not in self._kernels:
             d, m = self._device, self.manifest
-            module = d.module(with_constants(self._ptx, self.launch))
+            module = d.module(ptx)
             decode = d.function(module, m["kernels"]["decode"], m["smem_bytes"])
-            self._kernels[values] = module, decode
-        return self._kernels[values]
+            self._kernels[ptx] = module, decode
+        return self._kernels[ptx]
 
     def _check_device(self, d: Device) -> None:
         m = self.manifest
@@ -312,10 +311,8 @@ class CudaSession:
 
 
 def with_constants(ptx: str, launch: Mapping[str, int]) -> str:
-    """The PTX with the launch's CONSTANTS, which stand in it as numbers before their names in comments."""
-    for name in CONSTANTS:
-        ptx = re.sub(rf"\d+ /\*{name}\*/", f"{launch[name]} /*{name}*/", ptx)
-    return ptx
+    """The PTX with the launch's constants, which stand in it as numbers before their names in comments."""
+    return re.sub(r"\d+ /\*(\w+)\*/", lambda m: f"{launch[m[1]]} /*{m[1]}*/", ptx)
 
 
 def check_launch(launch: Mapping[str, int], limits: Mapping[str, Sequence[int]]) -> None:
