@@ -24,10 +24,11 @@ def test_writers_are_those_that_publish(name: str, monkeypatch: pytest.MonkeyPat
     published: dict[str, set[tuple[int, int]]] = {}
     publish = Sm.publish
 
-    def noted(self: Any, channel: Any, epoch: int, tokens: Any, index: Any, values: Any) -> None:
+    def noted(self: Any, channel: Any, *packets: Any, **how: Any) -> None:
+        _epoch, _tokens, index, _values = packets
         at = published.setdefault(channel.name, set())
         at |= {(int(v), self.sm) for v in np.asarray(index).reshape(-1)}
-        publish(self, channel, epoch, tokens, index, values)
+        publish(self, channel, *packets, **how)
 
     monkeypatch.setattr(Sm, "publish", noted)
     # Enough positions for attention of one split alone, and of several.
