@@ -191,7 +191,7 @@ class Kernel:
     # ---- the trace
 
     def clock(self) -> Value:
-        """Thread 0's clock, its low word, to be noted once nobody waits for this warp; None unless the kernel traces."""
+        """The low word of thread 0's clock, to be noted when nobody waits for its warp; None if nothing is traced."""
         return b.clock_low(self.tid) if self.plan.trace_bytes else None
 
     def note(self, **marks: Value) -> None:
