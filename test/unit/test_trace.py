@@ -34,10 +34,10 @@ WAITED = [[50, 20], [60, 0]]
 def trace() -> Trace:
     """The two SMs count 2 and 1.5 clocks a ns, from different numbers on, and begin 100 ns apart."""
     clocks = np.zeros((2, 3, len(MARKS)), np.int64)
-    for sm, (rate, start, skew) in enumerate([(2.0, 2**33 - 300, 0), (1.5, 5 * 10**6, 100)]):
+    # The low words of both pass 0, which is also what a row has not noted: the second's within its row without a task.
+    for sm, (rate, start, skew) in enumerate([(2.0, 2**33 - 300, 0), (1.5, 2**34 - 801, 100)]):
         for name, times in TIMES.items():
             for row, at in enumerate(times[sm]):
-                # What a row does not note is 0.
                 clock = 0 if at is None else int(start + rate * at)
                 clocks[sm, row, MARKS.index(name)] = clock & 0xFFFFFFFF
         clocks[sm, :2, MARKS.index("waited")] = [rate * w for w in WAITED[sm]]
@@ -51,6 +51,7 @@ def test_clocks_of_all_sms_are_one_time() -> None:
     ns = trace().ns[..., MARKS.index("begin")]
     assert np.allclose(ns, [[10, 500], [120, 620]])
     assert trace().step_ns == 1100
+    assert np.isnan(trace().ns[1, 1, MARKS.index("received")])
 
 
 def test_parts_add_up() -> None:

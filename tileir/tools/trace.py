@@ -58,7 +58,8 @@ class Trace:
         rate = (timer_end - timer) / (end - begin)
         since = (marks - begin[:, None, None]) & CLOCK_MASK
         found = (timer - timer.min())[:, None, None] + since * rate[:, None, None]
-        inside = since <= (end - begin)[:, None, None]
+        # 0 is what a row has not noted: a clock's low word is 0 once in 2 s, for half a ns.
+        inside = (since <= (end - begin)[:, None, None]) & (marks != 0)
         waited = self.marks.index("waited")
         found[..., waited] = marks[..., waited] * rate[:, None]
         inside[..., waited] = True
@@ -91,7 +92,7 @@ class Trace:
         received, met, multiplied, joined = (
             at[n] for n in ("received", "met", "multiplied", "joined")
         )
-        # What a row has not noted is no time within the step.
+        # Of a row without tasks, marks are NaN, of which no comparison is true.
         busy = (begin <= received) & (received <= met) & (met <= multiplied) & (joined <= end)
         waited = np.minimum(at["waited"], np.where(busy, multiplied - met, 0))
         parts = {
