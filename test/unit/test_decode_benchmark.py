@@ -179,7 +179,7 @@ def ceilings(*readings: float) -> Any:
 def run(
     path: Path, monkeypatch: pytest.MonkeyPatch, passed: bool, peer: Any, *readings: float
 ) -> bool:
-    """`measure` of a made-up GPU, for as many models as there are pairs of readings of its ceiling."""
+    """`measure` of a made-up GPU, for as many models as there are pairs of readings of its ceiling; then `compare`."""
     found = {"passed": passed, "max_logit_error": 0.1}
     fakes = {
         "random_model": lambda _config: None,
@@ -195,7 +195,9 @@ def run(
     package: Any = None
     held = decode.Run(path)
     models = ("qwen3-4b", "qwen3-0.6b")[: max(1, len(readings) // 2)]
-    return all([decode.measure(m, package, arguments(), facts, held) for m in models])
+    passed = all([decode.measure(m, package, arguments(), facts, held) for m in models])
+    decode.compare(held, arguments().peer_contexts)
+    return passed
 
 
 def test_a_model_that_fails_the_gate_has_no_records(
@@ -253,8 +255,9 @@ def test_a_peer_that_fails_leaves_our_records(
 
     path = tmp_path / "decode.json"
     with pytest.raises(MemoryError):
-        run(path, monkeypatch, True, peer, 3e3, 3e3)
-    assert [r["context"] for r in json.loads(path.read_text())] == [128, 512, 1024]
+        run(path, monkeypatch, True, peer, 3e3, 3e3, 3e3, 3e3)
+    # Also of the models behind: torch.compile comes last.
+    assert [r["context"] for r in json.loads(path.read_text())] == [128, 512, 1024] * 2
 
 
 def test_rows_of_torch_compile() -> None:
