@@ -6,8 +6,13 @@
 
 Correctness comes first: a model that fails the numerics gate is not timed. Records go into one list a GPU, where a new
 one replaces that of the same GPU, model, dtype and context. They are written when a model is timed, and again with each
-of torch.compile's times, so that a run that is cut off keeps what it has. --models, --contexts, --peer-contexts and
---pinned-contexts choose parts; of an option without values, none: `--peer-contexts` alone leaves torch.compile out.
+of torch.compile's times, which come last, so that a run that is cut off keeps what it has. The ceiling is read before
+and after each model's rows, and all records of a run stand beside the best: a share is of what that GPU gave at any
+time.
+
+--models, --contexts, --peer-contexts and --pinned-contexts choose parts; of an option without values, none:
+`--peer-contexts` alone leaves torch.compile out, `--peer-contexts 32 llama-3.2-1b:1` runs it for every model at 32 and
+for one at 1. A row for which it does not run keeps the time that stands in the list, and the commit of its run.
 """
 
 import argparse
@@ -24,7 +29,7 @@ import torch
 
 from benchmarks import families
 from benchmarks.compiled import compiled_ms
-from benchmarks.records import GPUS, merge, plot, results_path, row_text
+from benchmarks.records import GPUS, merge, plot, results_path, row_text, share
 from benchmarks.shapes import TorchWeights, config_of, random_model
 from benchmarks.stream_read import ceiling_tbps
 from test.gpu.gate import distance, verdict
@@ -35,7 +40,7 @@ from tileir.runtime.session import CudaSession
 MODELS = ("smollm2-135m", "llama-3.2-1b", "llama-3.1-8b", "qwen3-0.6b", "qwen3-4b")
 PACKAGE_CONTEXTS = {"smollm2-135m": 16384, "llama-3.2-1b": 131072, "llama-3.1-8b": 131072}
 CONTEXTS = (1, 32, 128, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
-PEER_CONTEXTS = (32, 1024, 8192, 32768)
+PEER_ROWS = [(None, context) for context in (32, 1024, 8192, 32768)]
 PINNED_CONTEXTS, PINNED_STEPS = (1024,), 10_000
 NOISE_BYTES = 64 << 20
 
@@ -77,7 +82,27 @@ def our_ms(session: CudaSession, context: int) -> float:
     return sorted(session.time_steps(64, context - 64) for _ in range(7))[3]
 
 
-def measure(name: str, package: Package, args: argparse.Namespace, facts: dict[str, Any]) -> bool:
+class Run:
+    """The records of a run, which all stand beside the best ceiling that it has read."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.ceiling, self.records = out, 0.0, list[dict[str, Any]]()
+
+    def read_ceiling(self) -> None:
+        """Once more: what is free, and how warm the GPU is, differs from moment to moment."""
+        self.ceiling = max(self.ceiling, ceiling_tbps())
+        clean()
+
+    def write(self) -> None:
+        """All records, earlier models' too."""
+        for record in self.records:
+            record |= {"ceiling_tbps": self.ceiling, "share": share(record, self.ceiling)}
+        merge(self.out, self.records)
+
+
+def measure(
+    name: str, package: Package, args: argparse.Namespace, facts: dict[str, Any], run: Run
+) -> bool:
     """Write a record for every context; False, and none, if the gate fails."""
     clean()
     config = config_of(name)
@@ -92,17 +117,27 @@ def measure(name: str, package: Package, args: argparse.Namespace, facts: dict[s
     del model
     clean()
     same = {"model": name, "dtype": "bf16", "max_logit_error": found["max_logit_error"]} | facts
+    run.read_ceiling()
     records = [record | same for record in timed(session, config, args)]
+    run.read_ceiling()
     session.close()
-    merge(args.out, records)
-    for record in records:
-        if record["context"] in args.peer_contexts:
-            clean()
-            record["torch_compile_ms"] = compiled_ms(random_model(config), record["context"])
-            torch._dynamo.reset()
-            merge(args.out, [record])
-        print(row_text(record), flush=True)
+    run.records += records
+    run.write()
+    print(*map(row_text, records), sep="\n", flush=True)
     return True
+
+
+def compare(run: Run, rows: list[tuple[str | None, int]]) -> None:
+    """torch.compile's time of the rows that have records: after all of ours, for each takes half a minute and more."""
+    for record in run.records:
+        name, context = record["model"], record["context"]
+        if {(None, context), (name, context)} & set(rows):
+            clean()
+            record["torch_compile_ms"] = compiled_ms(random_model(config_of(name)), context)
+            record["torch_compile_commit"] = record["commit"]
+            torch._dynamo.reset()
+            run.write()
+            print(row_text(record), flush=True)
 
 
 def fill_states(session: CudaSession) -> None:
@@ -118,24 +153,19 @@ def fill_states(session: CudaSession) -> None:
 
 
 def timed(session: CudaSession, config: Any, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The figures of every context that the package holds, beside the ceiling."""
-    # Clocks and memory differ from run to run: the ceiling is this model's.
-    ceiling = ceiling_tbps()
-    clean()
+    """The figures of every context that the package holds."""
     for context in (c for c in args.contexts if c <= session.manifest["context"]):
         ms, p999 = our_ms(session, context), None
         if context in args.pinned_contexts:
             times = session.step_times(PINNED_STEPS, context - 1)
             p999 = float(np.quantile(times, 0.999))
-        size = step_bytes(config, context)
         yield {
             "context": context,
             "ms": ms,
             "p999_ms": p999,
-            "ceiling_tbps": ceiling,
-            "bytes": size,
-            "share": size / (ms * 1e-3) / (ceiling * 1e12),
+            "bytes": step_bytes(config, context),
             "torch_compile_ms": None,
+            "torch_compile_commit": None,
         }
 
 
@@ -173,6 +203,14 @@ def load_packages(folder: Path, names: list[str]) -> dict[str, Package]:
     return packages
 
 
+def peer_row(text: str) -> tuple[str | None, int]:
+    """A row of --peer-contexts: (model, or None for every one; context). Raises ValueError."""
+    model, _, context = text.rpartition(":")
+    if model and model not in MODELS:
+        raise ValueError(model)
+    return model or None, int(context)
+
+
 def main() -> int:
     """Exit status 1 if a model fails the gate."""
     parser = argparse.ArgumentParser()
@@ -183,7 +221,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="the records; default: those of the GPU")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--contexts", nargs="+", type=int, default=list(CONTEXTS))
-    parser.add_argument("--peer-contexts", nargs="*", type=int, default=list(PEER_CONTEXTS))
+    parser.add_argument("--peer-contexts", nargs="*", type=peer_row, default=PEER_ROWS)
     parser.add_argument("--pinned-contexts", nargs="*", type=int, default=list(PINNED_CONTEXTS))
     parser.add_argument("--commit", default="")
     args = parser.parse_args()
@@ -203,7 +241,10 @@ def main() -> int:
     date = datetime.date.today().isoformat()
     facts = {"gpu": gpu, "devices": 1, "commit": args.commit, "date": date}
     packages = load_packages(args.packages, args.models)
-    return 0 if all([measure(name, p, args, facts) for name, p in packages.items()]) else 1
+    run = Run(args.out)
+    passed = all([measure(name, p, args, facts, run) for name, p in packages.items()])
+    compare(run, args.peer_contexts)
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from tileir.errors import TileirError
 
 RESULTS = Path("benchmarks/results")
 GPUS = ("h100", "h200")
+PEER = ("torch_compile_ms", "torch_compile_commit")
 
 
 def results_path(gpu: str) -> Path:
@@ -19,17 +20,29 @@ def results_path(gpu: str) -> Path:
 
 
 def merge(path: Path, new: list[dict[str, Any]]) -> None:
-    """Put records into the list, in place of those of the same GPU, model, dtype and context; whole or not at all."""
+    """Put records into the list, in place of those of the same GPU, model, dtype and context; whole or not at all.
+
+    One without torch.compile's time takes over that of the record that it replaces, with the commit of its run.
+    """
 
     def key(record: dict[str, Any]) -> tuple[str, str, str, int]:
         return record["gpu"], record["model"], record["dtype"], record["context"]
 
     old = json.loads(path.read_text()) if path.exists() else []
-    held = {key(r): r for r in old} | {key(r): r for r in new}
+    held = {key(r): r for r in old}
+    for record in new:
+        peer = {name: held.get(key(record), record)[name] for name in PEER}
+        held[key(record)] = record if record["torch_compile_ms"] is not None else record | peer
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps([held[k] for k in sorted(held)], indent=1) + "\n")
     part.replace(path)
+
+
+def share(record: dict[str, Any], ceiling: float) -> float | None:
+    """Of a ceiling in TB/s, what a step reads its bytes at; None if that is more, which no ceiling is."""
+    part = float(record["bytes"] / (record["ms"] * 1e-3) / (ceiling * 1e12))
+    return part if part <= 1 else None
 
 
 def row_text(record: dict[str, Any]) -> str:
@@ -37,8 +50,9 @@ def row_text(record: dict[str, Any]) -> str:
     ms, peer, p999 = (record[k] for k in ("ms", "torch_compile_ms", "p999_ms"))
     jitter = f", 99.9 % {p999:.4f} ms" if p999 is not None else ""
     beside = f", torch.compile {peer:.4f} ms ({peer / ms:.2f} ×)" if peer is not None else ""
+    part = "more than the reading" if record["share"] is None else f"{record['share']:.1%}"
     return (
-        f"{record['model']:13} {record['context']:7} {ms:.4f} ms, {record['share']:.1%} of "
+        f"{record['model']:13} {record['context']:7} {ms:.4f} ms, {part} of "
         f"{record['ceiling_tbps']:.3f} TB/s{jitter}{beside}"
     )
 

@@ -200,13 +200,14 @@ class CudaSession:
     def trace(self, position: int, steps: int = 8) -> np.ndarray:
         """Clocks of the last of `steps` steps, at `position`: [sms, rows + 1, marks] int64, as manifest["marks"] names.
 
-        The last row is the step: its begin and end, and as "received" and "multiplied" the GPU's timer in ns at both.
+        The last row is the step: the SM's clock at its begin, the GPU's timer in ns, and both again at its end.
         States are as they are. Raises TileirError for a package that was not compiled with trace=True.
         """
         if not self._trace:
             raise TileirError("this package does not trace", hint="compile it with trace=True")
-        self.time_steps(steps, position - steps + 1)
         m = self.manifest
+        self._device.fill(self._trace, m["memory"]["trace"])
+        self.time_steps(steps, position - steps + 1)
         shape = (m["sms"], len(m["table"]) + 1, len(m["marks"]))
         return self._device.download(self._trace, shape, np.int64)
 

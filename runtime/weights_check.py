@@ -65,12 +65,12 @@ def _mismatch(use: Any, shape: tuple[int, ...]) -> str | None:
     """What a use of a tensor wants instead of this shape; None if it fits."""
     if isinstance(use, dict):
         view = use.get("view", [])
-        fits = _reach(view) < prod(shape) if view else list(shape) == use["shape"]
+        fits = reach(view) < prod(shape) if view else list(shape) == use["shape"]
         return None if fits else f"not {use['shape']}"
     row, segment, half = use
     view = segment[half].get("view", [])
     if view:
-        return None if _reach(view) < prod(shape) else f"a part of it reaches value {_reach(view)}"
+        return None if reach(view) < prod(shape) else f"a part of it reaches value {reach(view)}"
     if shape[-1] != row["k"]:
         return f"rows of {row['k']} values are wanted"
     starts = [
@@ -83,7 +83,7 @@ def _mismatch(use: Any, shape: tuple[int, ...]) -> str | None:
     return None
 
 
-def _reach(view: Sequence[int]) -> int:
+def reach(view: Sequence[int]) -> int:
     """The last value of a view (packing.view_of)."""
     rank = (len(view) - 1) // 2
     sizes, steps = view[1 : 1 + rank], view[1 + rank :]

@@ -9,13 +9,13 @@ import pytest
 
 import tileir
 from test.models import tiny_llama
-from tileir.codegen.kernel import MARKS
+from tileir.codegen.kernel import MARKS, STEP_MARKS
 from tileir.errors import TileirError
 from tileir.frontends.torch_export import export_decode
 from tileir.tools import cli
 from tileir.tools.trace import PARTS, Trace, load_trace
 
-# In ns from the step's begin: a contraction, then attention of which the second SM has no task.
+# In ns from the step's begin: a contraction, then attention of which the second SM has no task; the step ends at 1000.
 ROWS = ["contract_0", "attend_0"]
 TIMES = {
     "begin": [[10, 500], [20, 520]],
@@ -23,7 +23,6 @@ TIMES = {
     "met": [[110, 700], [140, None]],
     "multiplied": [[380, 890], [410, None]],
     "joined": [[400, 900], [420, None]],
-    "end": [[480, 960], [500, 530]],
     "tape_begin": [[0, None], [0, None]],
     "tape_end": [[90, None], [95, None]],
     "state_begin": [[None, 510], [None, None]],
@@ -35,17 +34,16 @@ WAITED = [[50, 20], [60, 0]]
 def trace() -> Trace:
     """The two SMs count 2 and 1.5 clocks a ns, from different numbers on, and begin 100 ns apart."""
     clocks = np.zeros((2, 3, len(MARKS)), np.int64)
-    for sm, (rate, start, skew) in enumerate([(2.0, 2**33 - 300, 0), (1.5, 5 * 10**6, 100)]):
+    # The low words of both pass 0, which is also what a row has not noted: the second's within its row without a task.
+    for sm, (rate, start, skew) in enumerate([(2.0, 2**33 - 300, 0), (1.5, 2**34 - 801, 100)]):
         for name, times in TIMES.items():
             for row, at in enumerate(times[sm]):
-                # What a row does not note is what an earlier one, or the step before, has left.
-                at = times[sm][0] if at is None and row else at
-                at = -5000 if at is None else at
-                clocks[sm, row, MARKS.index(name)] = int(start + rate * at) & 0xFFFFFFFF
+                clock = 0 if at is None else int(start + rate * at)
+                clocks[sm, row, MARKS.index(name)] = clock & 0xFFFFFFFF
         clocks[sm, :2, MARKS.index("waited")] = [rate * w for w in WAITED[sm]]
-        step = {"begin": start, "received": 7000 + skew, "end": start + int(rate * 1000)}
-        for name, value in (step | {"multiplied": 8000 + skew}).items():
-            clocks[sm, 2, MARKS.index(name)] = value
+        end = {"end": start + int(rate * 1000), "end_timer": 8000 + skew}
+        for name, value in ({"begin": start, "begin_timer": 7000 + skew} | end).items():
+            clocks[sm, 2, STEP_MARKS.index(name)] = value
     return Trace(clocks, list(MARKS), ROWS, [2_808_000, 312_000], 3.12)
 
 
@@ -53,15 +51,16 @@ def test_clocks_of_all_sms_are_one_time() -> None:
     ns = trace().ns[..., MARKS.index("begin")]
     assert np.allclose(ns, [[10, 500], [120, 620]])
     assert trace().step_ns == 1100
+    assert np.isnan(trace().ns[1, 1, MARKS.index("received")])
 
 
 def test_parts_add_up() -> None:
     parts = trace().parts()
-    assert np.allclose(parts["exchange"], [[90, 180], [110, 10]])
+    assert np.allclose(parts["exchange"], [[90, 180], [110, 480]])
     assert np.allclose(parts["warps"], [[30, 30], [20, 0]])
     assert np.allclose(parts["weights"], [[50, 20], [60, 0]])
     assert np.allclose(parts["work"], [[220, 170], [210, 0]])
-    assert np.allclose(parts["epilogue"], [[80, 60], [80, 0]])
+    assert np.allclose(parts["epilogue"], [[100, 100], [100, 0]])
 
 
 def test_table() -> None:
@@ -111,6 +110,8 @@ def test_kernels_that_trace_and_those_that_do_not() -> None:
     assert plain.manifest["memory"]["trace"] == 0
     rows, marks = len(traced.manifest["table"]), len(traced.manifest["marks"])
     assert traced.manifest["memory"]["trace"] == 132 * (rows + 1) * marks * 8
+    # Every thread reads, nobody branches or waits; only one keeps what it has read, until the row's end.
+    assert traced.ptx.count("@p mov.u32") > 20
     # One is the time stamp of a step's end, for launches that ask for it; five are the watchdog's, of one that hangs.
     assert traced.ptx.count("%globaltimer;") == 3 + 5
     assert plain.ptx.count("%globaltimer;") == 1 + 5

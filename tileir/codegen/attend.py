@@ -70,16 +70,17 @@ class Attend:
         def a_part(group: Value, split: Value, slot: Value, parity: Value) -> list[Value]:
             with k.thread_here(), k.words_again():
                 self._receive(group, split)
-            k.mark("received")
+            received = k.clock()
             k.consumers_meet()
-            k.mark("met")
+            met = k.clock()
             *state, slot, parity = self._rows(split, slot, parity)
             with k.thread_here(), k.words_again():
                 self._merge(state)
-                k.mark("multiplied")
+                multiplied = k.clock()
                 k.consumers_meet()
-                k.mark("joined")
+                joined = k.clock()
                 self._publish(group, split)
+                k.note(received=received, met=met, multiplied=multiplied, joined=joined)
             k.consumers_meet()
             return [slot, parity]
 

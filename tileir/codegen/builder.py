@@ -226,10 +226,11 @@ def store(value: Value, pointer: Value, align: int, **how: Any) -> None:
     llvm.store(value, pointer, alignment=align, **how)
 
 
-def add_to(pointer: Value, value: int) -> Value:
+def add_to(pointer: Value, value: int | Value) -> Value:
     """atom.add.relaxed.gpu of an i32: the word before."""
     add, order = llvm.AtomicBinOp.add, llvm.AtomicOrdering.monotonic
-    return llvm.atomicrmw(add, pointer, const(value), order, syncscope="device", alignment=4)
+    value = value if isinstance(value, ir.Value) else const(value)
+    return llvm.atomicrmw(add, pointer, value, order, syncscope="device", alignment=4)
 
 
 def load_words(pointer: Value, count: int) -> list[Value]:
@@ -365,6 +366,15 @@ def nanosleep(duration: int | Value) -> None:
 def clock() -> Value:
     """The SM's clock, i64."""
     return nvvm.read_ptx_sreg_clock64(results=[type_of("i64")])
+
+
+def clock_low(thread: Value) -> Value:
+    """The low word of the SM's clock, i32, in thread 0, in others 0.
+
+    Of what all threads read, ptxas makes S2UR, which they wait for; a predicate of one thread's makes CS2R of it.
+    """
+    text = "{ .reg .pred p; setp.eq.u32 p, $1, 0; mov.u32 $0, 0; @p mov.u32 $0, %clock; }"
+    return llvm.inline_asm(thread.type, [thread], text, "=r,r", has_side_effects=True)
 
 
 def global_timer() -> Value:

@@ -32,14 +32,15 @@ def contract(k: Kernel, body: Body, slot: Value, parity: Value) -> list[Value]:
     weights = _Weights(k, multiply, count)
     slot, parity, *blocks = weights.ask_early(slot, parity)
     norm = _receive(k, body)
-    k.mark("received")
+    received = k.clock()
     k.consumers_meet()
-    k.mark("met")
+    met = k.clock()
     slot, parity = weights.multiply(slot, parity, *blocks)
-    k.mark("multiplied")
+    multiplied = k.clock()
     k.consumers_meet()
-    k.mark("joined")
+    joined = k.clock()
     _emit(k, body, first, count, norm, words)
+    k.note(received=received, met=met, multiplied=multiplied, joined=joined)
     return [slot, parity]
 
 

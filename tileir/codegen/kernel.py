@@ -64,11 +64,15 @@ WAIT_CODES = {
 }
 PACKET, EMPTY, WINDOW, FULL, RECORD = WAIT_CODES
 
-# What a kernel that traces notes of each row on each SM: clocks, and clocks spent waiting for a ring. Warp 0 keeps its
-# own in shared memory until the row ends, their low words; what a row has not noted is older than its begin.
+# What a kernel that traces notes of each row on each SM: the low words of clocks, thread 0's first, and of the clocks
+# that it has spent waiting for a ring; what a row has not noted is 0. A row ends where the next one begins.
 # "met" and "joined" lie behind the barriers after "received" and "multiplied".
-CONSUMER_MARKS = ("begin", "received", "met", "multiplied", "joined", "end", "waited")
-MARKS = (*CONSUMER_MARKS, "tape_begin", "tape_end", "state_begin", "state_end")
+MARKS = (
+    *("begin", "received", "met", "multiplied", "joined", "waited"),
+    *("tape_begin", "tape_end", "state_begin", "state_end"),
+)
+# The row behind the last is the step: its begin and end, each as the SM's clock and the GPU's timer in ns, i64.
+STEP_MARKS = ("begin", "begin_timer", "end", "end_timer")
 
 # Byte offsets in the scratch region.
 SQUARES = 0  # two halves of f32 per warp
@@ -80,7 +84,6 @@ FINISHED = 788  # i32: no further step will be consumed
 HEART = 792  # i32: changes with every row that consumers begin
 RECORD_FULL, RECORD_EMPTY = 800, 808
 LOADED = 824  # two i32: a loader has ended
-NOTED = 896  # i32 a mark of CONSUMER_MARKS: low words of clocks; "waited": clocks of warp 0's waits for full slots
 LATE = 832  # i32: waits are reported, and last until the block is dead
 SLEEP_NS = 2000
 
@@ -187,34 +190,26 @@ class Kernel:
 
     # ---- the trace
 
-    def mark(self, name: str) -> None:
-        """A consumer: note the clock of the traced step. All of warp 0 does, since branches of a warp are cheap."""
+    def clock(self) -> Value:
+        """The low word of thread 0's clock, to be noted when nobody waits for its warp; None if nothing is traced."""
+        return b.clock_low(self.tid) if self.plan.trace_bytes else None
 
-        def note() -> None:
-            b.store(b.i32(b.clock()), self._noted(name), 4)
-
-        if self.plan.trace_bytes:
-            b.if_(b.both(b.eq(self.warp, 0), self._is_traced), note)
-
-    def end_row(self) -> None:
-        """Thread 0, in the traced step: what it has noted of this row goes where the host finds it."""
+    def note(self, **marks: Value) -> None:
+        """Thread 0, in the traced step: these marks of the row go where the host finds them."""
 
         def write() -> None:
-            first = self._mark_at(CONSUMER_MARKS[0])
-            for i, name in enumerate(CONSUMER_MARKS):
-                noted = b.i64(b.load("i32", self._noted(name), 4))
-                b.store(noted, b.at(first, None, 8 * i), 8)
-            b.store(b.const(0), self._noted("waited"), 4)
+            for name, value in marks.items():
+                b.store(value, self._mark_at(MARKS.index(name)), 4)
 
         if self.plan.trace_bytes:
             b.if_(b.both(b.eq(self.tid, 0), self._is_traced), write)
 
     def time_step(self, clock: str, timer: str) -> None:
-        """Thread 0, in the traced step: the clock and the GPU's timer, as these marks of the row behind the last."""
+        """Thread 0, in the traced step: the clock and the GPU's timer, as these of STEP_MARKS."""
 
         def write() -> None:
             for name, value in ((clock, b.clock()), (timer, b.global_timer())):
-                b.store(value, self._mark_at(name), 8)
+                b.store(value, self._mark_at(STEP_MARKS.index(name)), 8)
 
         if self.plan.trace_bytes:
             b.if_(b.both(b.eq(self.tid, 0), self._is_traced), write)
@@ -222,18 +217,16 @@ class Kernel:
     def mark_loader(self, name: str) -> None:
         """A loader: the clock of this row."""
         if self.plan.trace_bytes:
-            b.if_(self._is_traced, lambda: b.store(b.clock(), self._mark_at(name), 8))
+            to = self._mark_at(MARKS.index(name))
+            b.if_(self._is_traced, lambda: b.store(b.i32(b.clock()), to, 4))
 
     @property
     def _is_traced(self) -> Value:
         return b.eq(self.epoch, self.arg["traced_epoch"])
 
-    def _noted(self, name: str) -> Value:
-        return b.at(self.scratch, None, NOTED + 4 * CONSUMER_MARKS.index(name))
-
-    def _mark_at(self, name: str) -> Value:
-        place = (self.sm * (self.arg["rows"] + 1) + self.row) * len(MARKS) + MARKS.index(name)
-        return b.at(self.arg["trace"], b.i64(place) * 8)
+    def _mark_at(self, number: int) -> Value:
+        row = self.sm * (self.arg["rows"] + 1) + self.row
+        return b.at(self.arg["trace"], b.i64(row) * (8 * len(MARKS)), 8 * number)
 
     def wait_full(self, ring: Ring, slot: Value, parity: Value) -> None:
         """A consumer: until a slot holds data. A kernel that traces counts the clocks of waits, not of looks."""
@@ -244,11 +237,11 @@ class Kernel:
             return
 
         def counted() -> None:
-            before, memory = b.clock(), self._noted("waited")
+            before = b.clock_low(self.tid)
             wait()
-            took = b.i32(b.clock() - before)
-            mine = b.both(b.eq(self.warp, 0), self._is_traced)
-            b.if_(mine, lambda: b.store(b.load("i32", memory, 4) + took, memory, 4))
+            took = b.clock_low(self.tid) - before
+            mine = b.both(b.eq(self.tid, 0), self._is_traced)
+            b.if_(mine, lambda: b.add_to(self._mark_at(MARKS.index("waited")), took))
 
         full = nvvm.mbarrier_test_wait(barrier, parity, results=[b.type_of("i1")])
         b.if_(b.negate(full), counted)
@@ -360,9 +353,6 @@ class Kernel:
             # Of two loaders; one that there is not has ended.
             second = 0 if "state" in self.plan.rings else 1
             b.store(b.const(second), b.at(self.scratch, None, LOADED + 4), 4)
-            if self.plan.trace_bytes:
-                for name in CONSUMER_MARKS:
-                    b.store(b.const(0), self._noted(name), 4)
             nvvm.fence_mbarrier_init()
 
         b.if_(b.eq(self.tid, 0), setup)

@@ -349,14 +349,16 @@ def postmortem(
 
 @app.command(
     epilog=_examples(
-        "tileir tune smol.tileir --weights ./SmolLM2 -o tuned.tileir",
+        "tileir tune smol.tileir -o tuned.tileir",
         "tileir tune --measure mine.json",
         "tileir compile ./SmolLM2 --target mine.json",
     )
 )
 def tune(
     package: Annotated[Path | None, typer.Argument(help="a compiled package")] = None,
-    weights: Annotated[Path | None, typer.Option(help="the package's weights")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="the package's weights; if not named, drawn ones")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="where the tuned package goes")
     ] = None,
@@ -385,8 +387,8 @@ def tune(
         if not quiet:
             print(f"{text}wrote {measure}")
         return
-    if package is None or weights is None or output is None:
-        raise usage("tune PACKAGE needs --weights and --output")
+    if package is None or output is None:
+        raise usage("tune PACKAGE needs --output")
     _check_output(output)
     tuned = tune_package(tileir.load_package(package), weights, device, seconds, position)
     path = tuned.package.save(output)

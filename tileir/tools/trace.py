@@ -1,6 +1,6 @@
 """Where a step's time goes: the clocks of a kernel that traces, as a table, a Perfetto file and a picture.
 
-`CudaSession.trace` notes, on every SM, when each row of the phase table begins, has its input, has multiplied and ends
+`CudaSession.trace` notes, on every SM, when each row of the phase table begins, has its input and has multiplied
 (warp 0), when other warps have, and when the loaders are at it. SMs count their own clocks; the GPU's timer, which all
 share, ties them.
 """
@@ -53,12 +53,13 @@ class Trace:
     @cached_property
     def ns(self) -> np.ndarray:
         """Every mark's time in ns from the step's first, [sms, rows, marks] f64; NaN where there is none."""
-        step, marks = self.clocks[:, -1], self.clocks[:, :-1]
-        begin, timer, timer_end, end = (step[:, self.marks.index(n)] for n in _STEP)
+        marks = self.clocks[:, :-1]
+        begin, timer, end, timer_end = self._step
         rate = (timer_end - timer) / (end - begin)
         since = (marks - begin[:, None, None]) & CLOCK_MASK
         found = (timer - timer.min())[:, None, None] + since * rate[:, None, None]
-        inside = since <= (end - begin)[:, None, None]
+        # 0 is what a row has not noted: a clock's low word is 0 once in 2 s, for half a ns.
+        inside = (since <= (end - begin)[:, None, None]) & (marks != 0)
         waited = self.marks.index("waited")
         found[..., waited] = marks[..., waited] * rate[:, None]
         inside[..., waited] = True
@@ -67,22 +68,31 @@ class Trace:
     @property
     def step_ns(self) -> float:
         """From the first SM's beginning to the last one's end."""
-        step = self.clocks[:, -1]
-        first, last = self.marks.index("received"), self.marks.index("multiplied")
-        return float(step[:, last].max() - step[:, first].min())
+        _, timer, _, timer_end = self._step
+        return float(timer_end.max() - timer.min())
+
+    @property
+    def _step(self) -> np.ndarray:
+        """Each SM's clock and the GPU's timer in ns, at the step's begin, and both at its end: [4, sms]."""
+        return self.clocks[:, -1, :4].T
+
+    def _ends(self) -> np.ndarray:
+        """When rows end, in ns, [sms, rows]: the next one begins, or the step ends."""
+        begin, (_, timer, _, timer_end) = self.ns[..., self.marks.index("begin")], self._step
+        return np.column_stack([begin[:, 1:], timer_end - timer.min()])
 
     def parts(self) -> dict[str, np.ndarray]:
         """What warp 0 did of each row, in ns, [sms, rows]: PARTS.
 
-        It waited for other SMs, for other warps of its SM and for the ring, multiplied, and did what comes behind. A
-        row without tasks on an SM is all exchange.
+        It waited for other SMs, for other warps of its SM and for the ring, multiplied, and did what comes behind, up
+        to the next row. A row without tasks on an SM is all exchange.
         """
         at = {name: self.ns[..., i] for i, name in enumerate(self.marks)}
-        begin, end = at["begin"], at["end"]
+        begin, end = at["begin"], self._ends()
         received, met, multiplied, joined = (
             at[n] for n in ("received", "met", "multiplied", "joined")
         )
-        # What a row has not noted is an earlier row's.
+        # Of a row without tasks, marks are NaN, of which no comparison is true.
         busy = (begin <= received) & (received <= met) & (met <= multiplied) & (joined <= end)
         waited = np.minimum(at["waited"], np.where(busy, multiplied - met, 0))
         parts = {
@@ -170,10 +180,6 @@ class Trace:
         axes.legend(handles=handles, ncols=len(PARTS), loc="lower center", bbox_to_anchor=(0.5, 1))
         figure.savefig(path, dpi=110)
         pyplot.close(figure)
-
-
-# Of the step: its begin and end in the SM's clocks, and between them, at the same moments, the GPU's timer in ns.
-_STEP = ("begin", "received", "multiplied", "end")
 
 
 def record_trace(package: Package, weights: Path, position: int, device: str) -> Trace:
