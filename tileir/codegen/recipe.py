@@ -4,12 +4,18 @@ JSON, read by the runtime without MLIR. `tape`: one entry per row of the phase t
 `store`: one per row that streams chosen experts' weights. `constants`: one entry per buffer.
 """
 
+import reprlib
+from collections.abc import Sequence
+from itertools import zip_longest
 from math import prod
 from typing import Any
 
-from tileir.codegen.plan import Plan
-from tileir.dialect.attributes import all_of, element_of, get, name_of, static_shape
+from tileir.codegen.plan import Plan, read_plan
+from tileir.dialect.attributes import all_of, element_of, get, name_of, static_shape, walk
 from tileir.dialect.tile import padded
+from tileir.errors import PackageError
+from tileir.mlir import ir, new_context
+from tileir.target import TARGETS
 
 ELEMENT_BYTES = {"bf16": 2, "f32": 4, "i32": 4}
 
@@ -33,6 +39,25 @@ def packing_recipe(plan: Plan) -> dict[str, Any]:
     block = plan.device.operation.regions[0].blocks[0]
     buffers = [op for op in block if name_of(op) == "engine.buffer"]
     return {"tape": tape, "store": store, "constants": [_constant(op) for op in buffers]}
+
+
+def check_engine(engine_text: str, recipes: Sequence[dict[str, Any]]) -> None:
+    """Raises PackageError, with the entry, for recipes that are not those of a package's engine module."""
+    with new_context(), ir.Location.unknown():
+        module = ir.Module.parse(engine_text)
+        # No recipe depends on the target.
+        plans = [read_plan(d, TARGETS["virtual"]) for d in walk(module, "engine.device")]
+        made = [packing_recipe(plan) for plan in plans]
+    for gpu, (right, found) in enumerate(zip(made, recipes, strict=True)):
+        for kind, entries in right.items():
+            pairs = zip_longest(entries, found[kind])
+            for number, (wanted, entry) in enumerate(pairs):
+                if wanted != entry:
+                    raise PackageError(
+                        f"it is not what engine.mlir wants: {reprlib.repr(entry)}",
+                        location=f"packing.json, GPU {gpu}, {kind} entry {number}",
+                        hint="the file was edited: compile the model again",
+                    )
 
 
 def _weights(index: int, row: Any, multiply: Any, emit: Any) -> dict[str, Any]:
