@@ -1,11 +1,9 @@
-"""JSON that somebody has edited: numbers at their limits, other types, keys that are gone or there twice, other lists."""
+"""JSON that somebody has edited: numbers at their limits, other types, keys that are gone or stand twice."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any
-
-from hypothesis import strategies as st
 
 EDGES = (
     *(0, 1, -1, 2, 7, 8, 16, 31, 33, 256, 2**31 - 1, 2**31, 2**32, 2**53, 2**62, 2**63, -(2**63), 10**40),
@@ -13,78 +11,85 @@ EDGES = (
     *(None, True, False, "", "1", "tensor", "\ud800\n", "x" * 5000),
 )  # fmt: skip
 STEPS = (-256, -16, -8, -1, 1, 8, 16, 256)
+EDITS = (
+    *("edge", "step", "step", "alike", "alike", "other", "gone", "twice", "moved", "nested"),
+    "empty",
+)
+Pick = Callable[[int], int]
 
 
-@dataclass
-class Pairs:
-    """An object: keys and values, which may stand twice."""
-
-    keys: list[str]
-    values: list[Any]
+class Pairs(list[Any]):
+    """An object: a list of pairs, so that a key may stand twice."""
 
 
-def edited(value: Any, draw: Any) -> str:
-    """The text of a value of JSON with one to three edits. draw: of a hypothesis strategy."""
+class Pair(list[Any]):
+    """A key's value, as a list of one."""
+
+    name = ""
+
+
+def edited(value: Any, pick: Pick) -> str:
+    """The text of a value of JSON behind one to three edits. pick: makes a number below another one."""
     tree = [_opened(value)]
-    for _ in range(draw(st.integers(1, 3))):
-        _edit(tree, draw)
-    return _text(tree[0])
+    for _ in range(1 + pick(3)):
+        _edit(tree, pick)
+    return _text(tree[0]) if tree else ""
 
 
-def _edit(tree: list[Any], draw: Any) -> None:
-    places = list(_places(tree))
-    holder, at = draw(st.sampled_from(places))
-    values = holder.values if isinstance(holder, Pairs) else holder
-    kind = draw(st.sampled_from(("edge", "step", "other", "gone", "twice", "nested", "empty")))
-    if kind == "edge":
-        values[at] = draw(st.sampled_from(EDGES))
-    elif kind == "step" and type(values[at]) in (int, float):
-        values[at] += draw(st.sampled_from(STEPS))
-    elif kind == "other":
-        # Of the same list or key somewhere else, as often as not.
-        near = [p for p in places if _called(p) == _called((holder, at))]
-        there, number = draw(st.sampled_from(near if draw(st.booleans()) else places[1:]))
-        values[at] = _copy((there.values if isinstance(there, Pairs) else there)[number])
-    elif kind == "gone" and holder is not tree:
-        for found in (holder.keys, values) if isinstance(holder, Pairs) else (values,):
-            del found[at]
-    elif kind == "twice" and holder is not tree:
-        values.insert(at, _copy(values[at]))
-        if isinstance(holder, Pairs):
-            holder.keys.insert(at, holder.keys[at])
-    elif kind == "nested":
-        values[at] = [values[at]]
-    elif kind == "empty":
-        values[at] = [] if isinstance(values[at], list) else Pairs([], [])
+def _edit(tree: list[Any], pick: Pick) -> None:
+    if not (places := list(_places(tree, ""))):
+        return
+    name, values, at = places[pick(len(places))]
+    alike = [p for p in places if p[0] == name]
+    match EDITS[pick(len(EDITS))]:
+        case "edge":
+            values[at] = EDGES[pick(len(EDGES))]
+        case "step" if type(values[at]) in (int, float):
+            values[at] += STEPS[pick(len(STEPS))]
+        case "alike":
+            _, there, number = alike[pick(len(alike))]
+            values[at] = deepcopy(there[number])
+        case "other":
+            _, there, number = places[pick(len(places))]
+            values[at] = deepcopy(there[number])
+        case "gone":
+            del values[at]
+        case "twice":
+            values.insert(at, deepcopy(values[at]))
+        case "moved":
+            values.append(values.pop(at))
+        case "nested":
+            values[at] = [values[at]]
+        case "empty":
+            values[at] = [] if isinstance(values[at], list) else Pairs()
 
 
 def _opened(value: Any) -> Any:
     if isinstance(value, dict):
-        return Pairs(list(value), [_opened(v) for v in value.values()])
+        return Pairs(_pair(name, _opened(v)) for name, v in value.items())
     return [_opened(v) for v in value] if isinstance(value, list) else value
 
 
-def _places(holder: Any) -> Iterator[tuple[Any, int]]:
-    values = holder.values if isinstance(holder, Pairs) else holder
+def _pair(name: str, value: Any) -> Pair:
+    made = Pair([value])
+    made.name = name
+    return made
+
+
+def _places(values: list[Any], name: str) -> Iterator[tuple[str, list[Any], int]]:
+    """(key that it stands under, list, place there) of every value, and of every pair of an object."""
     for at, value in enumerate(values):
-        yield holder, at
-        if isinstance(value, Pairs | list):
-            yield from _places(value)
-
-
-def _called(place: tuple[Any, int]) -> str:
-    holder, at = place
-    return holder.keys[at] if isinstance(holder, Pairs) else ""
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, Pairs):
-        return Pairs(list(value.keys), [_copy(v) for v in value.values])
-    return [_copy(v) for v in value] if isinstance(value, list) else value
+        yield name, values, at
+        if isinstance(value, list):
+            yield from _places(value, value.name if isinstance(value, Pair) else name)
 
 
 def _text(value: Any) -> str:
     if isinstance(value, Pairs):
-        pairs = zip(value.keys, value.values, strict=True)
-        return f"{{{', '.join(f'{json.dumps(k)}: {_text(v)}' for k, v in pairs)}}}"
+        pairs = (v if isinstance(v, Pair) else _pair("other", v) for v in value)
+        return f"{{{', '.join(f'{json.dumps(p.name)}: {_value(p)}' for p in pairs)}}}"
     return f"[{', '.join(map(_text, value))}]" if isinstance(value, list) else json.dumps(value)
+
+
+def _value(pair: Pair) -> str:
+    return _text(pair[0] if len(pair) == 1 else list(pair))

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tileir.errors import DeviceError, PackageError
+from tileir.runtime.recipe_check import read_recipes
 
 SCHEMA = 6
 MANIFEST = "manifest.json"
@@ -81,8 +82,6 @@ class Package:
 
         Raises PackageError for what packers could not follow.
         """
-        from tileir.runtime.recipe_check import read_recipes
-
         return read_recipes(self.files[PACKING], self.manifest, PACKING)
 
     @property
@@ -219,8 +218,6 @@ def load_package(path: str | Path) -> Package:
 
     Raises PackageError for what is missing, damaged or of another schema, and for a packing recipe that is none.
     """
-    from tileir.runtime.recipe_check import read_recipes
-
     path = Path(path)
     if not path.exists():
         raise PackageError(f"no package at {path}", hint="tileir compile MODEL -o PATH writes one")
