@@ -78,7 +78,7 @@ class _Part:
 
     def named(self, name: str) -> "_Part":
         """It, told by its text of that key."""
-        return _Part(f"{self.where} {reprlib.repr(self[name].text())}", self.value)
+        return _Part(f"{self.where} {self[name].text()!r}", self.value)
 
     def _is_no(self, wanted: str) -> NoReturn:
         self.refuse(f"{reprlib.repr(self.value)} is not {wanted}")

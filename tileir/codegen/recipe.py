@@ -5,8 +5,7 @@ JSON, read by the runtime without MLIR. `tape`: one entry per row of the phase t
 """
 
 import reprlib
-from collections.abc import Sequence
-from itertools import zip_longest
+from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Any
 
@@ -48,16 +47,28 @@ def check_engine(engine_text: str, recipes: Sequence[dict[str, Any]]) -> None:
         # No recipe depends on the target.
         plans = [read_plan(d, TARGETS["virtual"]) for d in walk(module, "engine.device")]
         made = [packing_recipe(plan) for plan in plans]
-    for gpu, (right, found) in enumerate(zip(made, recipes, strict=True)):
-        for kind, entries in right.items():
-            pairs = zip_longest(entries, found[kind])
-            for number, (wanted, entry) in enumerate(pairs):
-                if wanted != entry:
-                    raise PackageError(
-                        f"it is not what engine.mlir wants: {reprlib.repr(entry)}",
-                        location=f"packing.json, GPU {gpu}, {kind} entry {number}",
-                        hint="the file was edited: compile the model again",
-                    )
+    for gpu, (wanted, found) in enumerate(zip(made, recipes, strict=True)):
+        if wanted != found:
+            where, right, value = _difference(wanted, found)
+            raise PackageError(
+                f"{reprlib.repr(value)}, {reprlib.repr(right)} by engine.mlir",
+                location=f"packing.json, GPU {gpu}{where}",
+                hint="the file was edited: compile the model again",
+            )
+
+
+def _difference(wanted: Any, found: Any) -> tuple[str, Any, Any]:
+    """Where values of JSON differ first, and the two there."""
+    places: Iterable[Any] = ()
+    if isinstance(wanted, dict) and isinstance(found, dict) and wanted.keys() == found.keys():
+        places = wanted
+    elif isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
+        places = range(len(wanted))
+    for place in places:
+        if wanted[place] != found[place]:
+            where, *values = _difference(wanted[place], found[place])
+            return f", {place}{where}", *values
+    return "", wanted, found
 
 
 def _weights(index: int, row: Any, multiply: Any, emit: Any) -> dict[str, Any]:
