@@ -11,10 +11,8 @@ EDGES = (
     *(None, True, False, "", "1", "tensor", "\ud800\n", "x" * 5000),
 )  # fmt: skip
 STEPS = (-256, -16, -8, -1, 1, 8, 16, 256)
-EDITS = (
-    *("edge", "step", "step", "alike", "alike", "other", "gone", "twice", "moved", "nested"),
-    "empty",
-)
+OF_VALUES = ("edge", "step", "alike", "other")
+OF_SHAPE = ("gone", "twice", "moved", "nested", "empty", "other")
 Pick = Callable[[int], int]
 
 
@@ -37,11 +35,15 @@ def edited(value: Any, pick: Pick) -> str:
 
 
 def _edit(tree: list[Any], pick: Pick) -> None:
-    if not (places := list(_places(tree, ""))):
+    places = list(_places(tree, ""))
+    # Most edits are of values: behind one of the shape, little else is looked at.
+    plain = [(n, v, at) for n, v, at in places if not isinstance(v[at], list)]
+    kinds, chosen = (OF_VALUES, plain) if plain and pick(5) else (OF_SHAPE, places)
+    if not chosen:
         return
-    name, values, at = places[pick(len(places))]
-    alike = [p for p in places if p[0] == name]
-    match EDITS[pick(len(EDITS))]:
+    name, values, at = chosen[pick(len(chosen))]
+    alike = [p for p in chosen if p[0] == name]
+    match kinds[pick(len(kinds))]:
         case "edge":
             values[at] = EDGES[pick(len(EDGES))]
         case "step" if type(values[at]) in (int, float):
