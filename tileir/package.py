@@ -167,7 +167,8 @@ class Package:
                 hint="a folder's or a file's path, or a mapping of names to arrays such as a state dict's",
             )
         tensors = weights if isinstance(weights, Mapping) else open_weights(Path(weights))
-        shapes, unused = check_weights(self.packing, tensors)
+        recipes = self.packing
+        shapes, unused = check_weights(recipes, tensors)
         if unused:
             what = "tensor is" if len(unused) == 1 else "tensors are"
             warnings.warn(f"{len(unused)} {what} not used: {', '.join(unused)}", stacklevel=2)
@@ -178,7 +179,7 @@ class Package:
             from tileir.codegen.recipe import check_engine
             from tileir.reference.session import ReferenceSession
 
-            rounding, recipes = device != "reference", self.packing
+            rounding = device != "reference"
             check_engine(self.engine_text, recipes)
             return ReferenceSession(self.engine_text, recipes, reading, rounding=rounding)
         kind, _, number = device.partition(":")

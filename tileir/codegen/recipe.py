@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Any
 
-from tileir.codegen.plan import Plan, read_plan
+from tileir.codegen.plan import Body, Plan, read_plan
 from tileir.dialect.attributes import all_of, element_of, get, name_of, static_shape, walk
 from tileir.dialect.tile import padded
 from tileir.errors import PackageError
@@ -21,20 +21,17 @@ ELEMENT_BYTES = {"bf16": 2, "f32": 4, "i32": 4}
 
 def packing_recipe(plan: Plan) -> dict[str, Any]:
     """The recipe of a GPU; sizes in rows, tiles of 16 rows, k, and bytes."""
-    bodies = {body.name: body for body in plan.bodies}
+    bodies = {body.name: _contract(body) for body in plan.bodies if body.kind == "contract"}
     tape, store = [], []
     for index, row in enumerate(plan.rows):
-        body = bodies[get(row, "body")]
-        if body.kind != "contract":
+        if (found := bodies.get(get(row, "body"))) is None:
             continue
-        multiply, emit = body.find("engine.multiply"), body.find("engine.emit")
-        source = get(multiply, "source")
+        contract, source, experts = found
         if source == "tape":
             placed = {n: get(row, n) for n in ("tile_base", "rotation")}
-            tape.append(_weights(index, row, multiply, emit) | placed)
+            tape.append(_weights(index, row, contract) | placed)
         elif source == "experts":
-            entry = _weights(index, row, multiply, emit)
-            store.append(entry | {"experts": get(multiply, "experts")})
+            store.append(_weights(index, row, contract) | {"experts": experts})
     block = plan.device.operation.regions[0].blocks[0]
     buffers = [op for op in block if name_of(op) == "engine.buffer"]
     return {"tape": tape, "store": store, "constants": [_constant(op) for op in buffers]}
@@ -71,7 +68,22 @@ def _difference(wanted: Any, found: Any) -> tuple[str, Any, Any]:
     return "", wanted, found
 
 
-def _weights(index: int, row: Any, multiply: Any, emit: Any) -> dict[str, Any]:
+def _contract(body: Body) -> tuple[dict[str, Any], str, list[int]]:
+    """What a body's rows have in common but for the weights' names, its weights' source, a range of experts."""
+    multiply, emit = body.find("engine.multiply"), body.find("engine.emit")
+    segments, first = [], 0
+    for segment in emit.operation.regions[0].blocks[0]:
+        if name_of(segment) != "tile.segment":
+            continue
+        numbers = {n: get(segment, n) for n in ("tiles", "inner", "step", "outer")}
+        segments.append({"first": first, **numbers, "sources": get(segment, "sources")})
+        first += numbers["tiles"]
+    k, tiles = get(multiply, "k"), get(multiply, "tiles")
+    facts = {"k": k, "blocks": padded(k) // 32, "tiles": tiles, "segments": segments}
+    return facts, get(multiply, "source"), get(multiply, "experts")
+
+
+def _weights(index: int, row: Any, contract: dict[str, Any]) -> dict[str, Any]:
     weights = get(row, "weights")
     views = get(row, "views") or [[]] * len(weights)
 
@@ -79,23 +91,12 @@ def _weights(index: int, row: Any, multiply: Any, emit: Any) -> dict[str, Any]:
         made = {"tensor": weights[weight], "row": first}
         return made | {"view": views[weight]} if views[weight] else made
 
-    segments, first = [], 0
-    for segment in emit.operation.regions[0].blocks[0]:
-        if name_of(segment) != "tile.segment":
-            continue
-        lo, lo_row, hi, hi_row = get(segment, "sources")
-        numbers = {n: get(segment, n) for n in ("tiles", "inner", "step", "outer")}
-        halves = {"lo": half(lo, lo_row), "hi": half(hi, hi_row)}
-        segments.append({"first": first, **numbers, **halves})
-        first += numbers["tiles"]
-    k = get(multiply, "k")
-    return {
-        "row": index,
-        "k": k,
-        "blocks": padded(k) // 32,
-        "tiles": get(multiply, "tiles"),
-        "segments": segments,
-    }
+    segments = []
+    for segment in contract["segments"]:
+        lo, lo_row, hi, hi_row = segment["sources"]
+        numbers = {n: v for n, v in segment.items() if n != "sources"}
+        segments.append(numbers | {"lo": half(lo, lo_row), "hi": half(hi, hi_row)})
+    return {"row": index, **contract, "segments": segments}
 
 
 def _constant(op: Any) -> dict[str, Any]:
