@@ -6,6 +6,7 @@ from math import prod
 from typing import Any
 
 from tileir.errors import PackageError
+from tileir.packing import last_start, reach
 from tileir.runtime.weights import usual
 
 
@@ -64,30 +65,29 @@ def shape_of(tensors: Mapping[str, Any], name: str) -> tuple[int, ...] | None:
 def _mismatch(use: Any, shape: tuple[int, ...]) -> str | None:
     """What a use of a tensor wants instead of this shape; None if it fits."""
     if isinstance(use, dict):
-        view = use.get("view", [])
-        fits = reach(view) < prod(shape) if view else list(shape) == use["shape"]
+        fits = _holds(shape, use["view"]) if "view" in use else list(shape) == use["shape"]
         return None if fits else f"not {use['shape']}"
-    row, segment, half = use
-    view = segment[half].get("view", [])
-    if view:
-        return None if reach(view) < prod(shape) else f"a part of it reaches value {reach(view)}"
-    if shape[-1] != row["k"]:
+    row, segment, name = use
+    half, sizes = segment[name], shape
+    if "view" in half:
+        if not _holds(shape, half["view"]):
+            return f"a part of it reaches value {reach(half['view'])}"
+        sizes = tuple(half["view"][1 : 1 + len(half["view"]) // 2])
+    if "experts" in row:
+        if len(sizes) < 2 or sizes[0] < row["experts"][1]:
+            return f"weights of {row['experts'][1]} experts are wanted"
+        sizes = sizes[1:]
+    if not sizes or sizes[-1] != row["k"]:
         return f"rows of {row['k']} values are wanted"
-    starts = [
-        t // segment["inner"] * segment["outer"] + t % segment["inner"] * segment["step"]
-        for t in range(segment["tiles"])
-    ]
-    first, rows = max(starts) + segment[half]["row"], prod(shape[:-1])
-    if half == "lo" and rows <= first:
-        return f"more than {first} rows are wanted"
-    return None
+    # The upper half of a weight's last tile may be beyond it.
+    first = last_start(segment) + half["row"] - (8 if name == "hi" else 0)
+    return None if first < prod(sizes[:-1]) else f"more than {first} rows are wanted"
 
 
-def reach(view: Sequence[int]) -> int:
-    """The last value of a view (packing.view_of)."""
-    rank = (len(view) - 1) // 2
-    sizes, steps = view[1 : 1 + rank], view[1 + rank :]
-    return int(view[0] + sum((d - 1) * s for d, s in zip(sizes, steps, strict=True)))
+def _holds(shape: tuple[int, ...], view: Sequence[int]) -> bool:
+    """Whether a tensor has all values of a view, and as many."""
+    values = prod(view[1 : 1 + len(view) // 2])
+    return reach(view) < prod(shape) and values <= prod(shape)
 
 
 def _near(name: str, names: Iterable[str]) -> list[str]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tileir.errors import DeviceError, PackageError
+from tileir.runtime.recipe_check import read_recipes
 
 SCHEMA = 6
 MANIFEST = "manifest.json"
@@ -27,8 +28,8 @@ ENGINE, PACKING, PTX = "engine.mlir", "packing.json", "device_0.ptx"
 _KNOWN = (ENGINE, PACKING, PTX)
 # Parts of a manifest that every device reads.
 _PARTS = (
-    *("target", "stream_tbps", "context", "vocabulary", "memory", "table", "bodies"),
-    *("row_bodies", "row_awaits", "row_writes", "channels", "hashes"),
+    *("target", "stream_tbps", "devices", "sms", "context", "vocabulary", "memory", "table"),
+    *("bodies", "row_bodies", "row_awaits", "row_writes", "row_tasks", "channels", "hashes"),
 )
 _AGAIN = "copy the package again, or compile it again"
 _UNREADABLE = (
@@ -77,9 +78,11 @@ class Package:
 
     @property
     def packing(self) -> list[dict[str, Any]]:
-        """The packing recipe of every GPU: where each byte of tape, tile store and constants comes from."""
-        recipes: list[dict[str, Any]] = json.loads(self.files[PACKING])
-        return recipes
+        """The packing recipe of every GPU: where each byte of tape, tile store and constants comes from.
+
+        Raises PackageError for what packers could not follow.
+        """
+        return read_recipes(self.files[PACKING], self.manifest, PACKING)
 
     @property
     def ptx(self) -> str:
@@ -149,7 +152,8 @@ class Package:
         checked before anything is loaded; unused tensors are warned of. device: "auto" (a GPU if there is one
         that fits, else "reference"), "cuda:N", "reference" (fp32 arithmetic), "reference-bf16" (the kernel's rounding).
         progress: called with the values read so far, and with those of all tensors. Raises PackageError for weights
-        that do not fit or hold NaN, DeviceError for a device that is not there.
+        that do not fit or hold NaN and for a packing recipe that is not the module's, DeviceError for a device that is
+        not there.
         """
         from tileir.runtime.reading import Reading
         from tileir.runtime.weights import open_weights
@@ -163,7 +167,8 @@ class Package:
                 hint="a folder's or a file's path, or a mapping of names to arrays such as a state dict's",
             )
         tensors = weights if isinstance(weights, Mapping) else open_weights(Path(weights))
-        shapes, unused = check_weights(self.packing, tensors)
+        recipes = self.packing
+        shapes, unused = check_weights(recipes, tensors)
         if unused:
             what = "tensor is" if len(unused) == 1 else "tensors are"
             warnings.warn(f"{len(unused)} {what} not used: {', '.join(unused)}", stacklevel=2)
@@ -171,10 +176,12 @@ class Package:
             device = "cuda:0" if PTX in self.files and _has_gpu() else "reference"
         reading = Reading(tensors, shapes, progress, check=device.startswith("reference"))
         if device in ("reference", "reference-bf16"):
+            from tileir.codegen.recipe import check_engine
             from tileir.reference.session import ReferenceSession
 
             rounding = device != "reference"
-            return ReferenceSession(self.engine_text, self.packing, reading, rounding=rounding)
+            check_engine(self.engine_text, recipes)
+            return ReferenceSession(self.engine_text, recipes, reading, rounding=rounding)
         kind, _, number = device.partition(":")
         if kind != "cuda" or not (number or "0").isdigit():
             raise _unknown(device)
@@ -210,7 +217,7 @@ def make_package(
 def load_package(path: str | Path) -> Package:
     """Read a package, a zip file or a folder of its files; neither torch nor MLIR is imported.
 
-    Raises PackageError for what is missing, damaged or of another schema.
+    Raises PackageError for what is missing, damaged or of another schema, and for a packing recipe that is none.
     """
     path = Path(path)
     if not path.exists():
@@ -240,6 +247,7 @@ def load_package(path: str | Path) -> Package:
                 f"{path}: {name} is damaged: it is not what the manifest's hash says",
                 hint=_AGAIN,
             )
+    read_recipes(found[PACKING], manifest, f"{path}: {PACKING}")
     return Package(manifest, found)
 
 

@@ -1,6 +1,7 @@
 """The packing recipe's meaning, in NumPy: where weights go in the tape, and what constants hold.
 
-The oracle of the packing kernel, and what the reference device loads. No MLIR, no GPU.
+The oracle of the packing kernel, and what the reference device loads. No MLIR, no GPU. A package's recipe is checked
+when it is read (tileir.runtime.recipe_check), and with the weights (tileir.runtime.weights_check).
 """
 
 from collections.abc import Mapping, Sequence
@@ -69,16 +70,24 @@ def _tiles(
     tiles = np.zeros((row["tiles"], 16, blocks * 32), dtype)
     for s in row["segments"]:
         held = [_rows(s[half], tensors, expert) for half in ("lo", "hi")]
-        for t in range(s["tiles"]):
+        for t in range(
+            max(0, base - s["first"]), min(s["tiles"], base + row["tiles"] - s["first"])
+        ):
             place = s["first"] + t - base
-            if not 0 <= place < row["tiles"]:
-                continue
             start = t // s["inner"] * s["outer"] + t % s["inner"] * s["step"]
             for h, half in enumerate(("lo", "hi")):
                 first = start + s[half]["row"]
                 rows = held[h][first : first + 8]
                 tiles[place, 8 * h : 8 * h + len(rows), :k] = rows
     return tiles.reshape(row["tiles"], 16, blocks, 32).transpose(0, 2, 1, 3)
+
+
+def last_start(segment: Mapping[str, Any]) -> int:
+    """The last row at which a tile of a segment begins, before those of its halves."""
+    runs, rest = divmod(segment["tiles"], segment["inner"])
+    whole = (runs - 1) * segment["outer"] + (segment["inner"] - 1) * segment["step"]
+    part = runs * segment["outer"] + (rest - 1) * segment["step"]
+    return int(max(whole if runs else 0, part if rest else 0))
 
 
 def _rows(half: dict[str, Any], tensors: Mapping[str, Any], expert: int | None) -> Any:
@@ -90,20 +99,31 @@ def _rows(half: dict[str, Any], tensors: Mapping[str, Any], expert: int | None) 
 
 
 def view_of(array: Any, view: Sequence[int]) -> Any:
-    """A view of a tensor: element (i, …) = flat[offset + i·s0 + …]; view = [offset, d…, s…], [] for all of it."""
+    """A view of a tensor: element (i, …) = flat[offset + i·s0 + …]; view = [offset, d…, s…], [] for all of it.
+
+    Offset and strides are positive. Raises PackageError if the tensor is too small.
+    """
     if not view:
         return array
-    rank = (len(view) - 1) // 2
+    rank = len(view) // 2
     flat = np.ascontiguousarray(array).reshape(-1)
-    shape, steps = view[1 : 1 + rank], view[1 + rank :]
-    reach = view[0] + sum((d - 1) * s for d, s in zip(shape, steps, strict=True))
-    if not 0 <= reach < flat.size:
+    if reach(view) >= flat.size:
         raise PackageError(
-            f"a view of {flat.size} values reaches value {reach}",
+            f"a view of {flat.size} values reaches value {reach(view)}",
             hint="are these the weights that were exported?",
         )
-    strides = [s * flat.itemsize for s in steps]
-    return np.lib.stride_tricks.as_strided(flat[view[0] :], shape, strides, writeable=False)
+    strides = [s * flat.itemsize for s in view[1 + rank :]]
+    return np.lib.stride_tricks.as_strided(
+        flat[view[0] :], view[1 : 1 + rank], strides, writeable=False
+    )
+
+
+def reach(view: Sequence[int]) -> int:
+    """The last value of a view that is not []."""
+    rank = len(view) // 2
+    return view[0] + sum(
+        (d - 1) * s for d, s in zip(view[1 : 1 + rank], view[1 + rank :], strict=True)
+    )
 
 
 def matrix(array: Any, view: Sequence[int]) -> Any:
@@ -126,12 +146,7 @@ def constant(entry: dict[str, Any], tensors: Mapping[str, Any]) -> Any:
     """A constant's array, [*shape], of the weights' dtype."""
     if entry["kind"] == "rope":
         return rope_table(entry)
-    array = tensor(tensors, entry.get("source", entry["tensor"]))
-    array = view_of(array, entry.get("view", []))
-    if list(array.shape) != entry["shape"]:
-        wanted = entry["shape"]
-        raise PackageError(f"tensor {entry['tensor']!r} is {list(array.shape)}, not {wanted}")
-    return array
+    return view_of(tensor(tensors, entry.get("source", entry["tensor"])), entry.get("view", []))
 
 
 def rope_table(entry: dict[str, Any]) -> np.ndarray:

@@ -1,21 +1,33 @@
 """Parsers under damaged input: a clear error or what was meant, never a crash, a hang or another file touched."""
 
 import contextlib
+import hashlib
 import json
+import signal
+import tracemalloc
 import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tileir
-from test.models import tiny_llama
+from test.edited import edited
+from test.families import family
+from test.models import arrays, tiny_llama, tiny_moe
+from test.packing_device import PackingDevice
 from tileir.errors import PackageError, PipelineError
 from tileir.frontends.torch_export import export_decode
-from tileir.package import Package
+from tileir.package import PACKING, Package
+from tileir.packing import constant, pack_row, pack_store
 from tileir.passes.pipeline import parse_pipeline
+from tileir.runtime.weights_check import check_weights
 
 SAME_FOLDER = settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -137,6 +149,100 @@ def test_twice_the_same_name(package: Package, tmp_path: Path) -> None:
         archive.writestr("engine.mlir", "module {}")
     with pytest.raises(PackageError, match="damaged"):
         tileir.load_package(path)
+
+
+SECONDS, SPARE_BYTES = 5, 1 << 18
+
+
+@dataclass(frozen=True)
+class Held:
+    """A package and its weights, which no message repeats."""
+
+    package: Package = field(repr=False)
+    weights: dict[str, np.ndarray] = field(repr=False)
+
+
+@pytest.fixture(scope="module")
+def held(package: Package) -> list[Held]:
+    """Whole weights; parts of weights; experts on two GPUs."""
+    found = [Held(package, arrays(tiny_llama(num_hidden_layers=1)))]
+    parts = family("phi3", num_hidden_layers=1)
+    experts = tiny_moe(num_hidden_layers=1, hidden_size=32, vocab_size=64)
+    for model, devices in ((parts, 1), (experts, 2)):
+        made = tileir.compile(export_decode(model, 64), target="virtual", devices=devices)
+        found.append(Held(made, arrays(model)))
+    for case in found:
+        assert loads(case, case.package.files[PACKING].decode())
+    return found
+
+
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_edited_recipes(held: list[Held], data: st.DataObject) -> None:
+    """Past the hash: refused, or a load that runs."""
+    case = held[data.draw(st.integers(0, len(held) - 1))]
+    loads(case, edited(case.package.packing, lambda n: data.draw(st.integers(0, n - 1))))
+
+
+def loads(case: Held, recipe: str) -> bool:
+    """Whether a package is taken with this recipe. What the checks let pass can be packed, and runs."""
+    data, old = recipe.encode(), case.package
+    hashes = old.manifest["hashes"] | {PACKING: hashlib.sha256(data).hexdigest()}
+    made = Package(old.manifest | {"hashes": hashes}, old.files | {PACKING: data})
+    try:
+        with little_time():
+            packs(made, case.weights)
+            logits = made.load(case.weights, "reference").logits([1, 2])
+    except PackageError:
+        return False
+    assert logits.shape == (2, old.manifest["vocabulary"])
+    assert np.isfinite(logits).all()
+    return True
+
+
+def packs(package: Package, weights: dict[str, np.ndarray]) -> None:
+    """Packers fill what the manifest says, in little memory; the packing kernel stays inside, and does the same."""
+    sms, memory, dtype = package.manifest["sms"], package.manifest["memory"], ml_dtypes.bfloat16
+    with little_memory(3 * sum(a.nbytes for a in weights.values())):
+        first, *others = package.packing
+        check_weights([first, *others], weights)
+        for recipe in (*others, first):
+            tape = [block for e in recipe["tape"] for block in pack_row(e, sms, weights, dtype)]
+            store = [pack_store(e, weights, dtype) for e in recipe["store"]]
+            for e in recipe["constants"]:
+                assert list(constant(e, weights).shape) == e["shape"]
+    assert sum(b.nbytes for b in tape) == memory["tape"]
+    assert sum(b.nbytes for b in store) == memory["store"]
+    blocks = PackingDevice(package.manifest, first, weights).blocks()
+    assert all((a == b).all() for a, b in zip(blocks, tape, strict=True))
+
+
+@contextlib.contextmanager
+def little_memory(most: int) -> Iterator[None]:
+    """Raises AssertionError if more bytes are there at once."""
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < most + SPARE_BYTES
+
+
+@contextlib.contextmanager
+def little_time() -> Iterator[None]:
+    """Raises AssertionError, also in what hangs."""
+
+    def late(*_: Any) -> None:
+        raise AssertionError(f"it takes more than {SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @given(st.text(max_size=200))

@@ -1,5 +1,6 @@
 """Mistakes with packages: files that are damaged, of another version or target, and places that cannot be written."""
 
+import hashlib
 import json
 import resource
 import zipfile
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from test.mistakes import Act, Mistake, each_mistake, package, tensors
-from tileir.package import Package
+from tileir.package import PACKING, Package
 
 INSPECT = ["tileir", "inspect", "m.tileir"]
 VIRTUAL = ["tileir", "compile", "model", "--target", "virtual", "--max-context", "32"]
@@ -84,6 +85,33 @@ def loads(target: str, device: Any) -> Callable[[Path], Act]:
     return lambda folder: lambda: held.load(tensors(), device)
 
 
+def recipe(value: Any, *path: Any, act: Act = INSPECT) -> Callable[[Path], Act]:
+    """The first GPU's packing recipe with another value there, and a hash that fits."""
+
+    def prepare(folder: Path) -> Act:
+        recipes = package().packing
+        at: Any = recipes[0]
+        for name in path[:-1]:
+            at = at[name]
+        at[path[-1]] = value(at[path[-1]]) if callable(value) else value
+        return rehashed(json.dumps(recipes), act)(folder)
+
+    return prepare
+
+
+def rehashed(text: str, act: Act = INSPECT) -> Callable[[Path], Act]:
+    """The package with this packing recipe, and a hash that fits."""
+
+    def prepare(folder: Path) -> Act:
+        held, data = package(), text.encode()
+        hashes = held.manifest["hashes"] | {PACKING: hashlib.sha256(data).hexdigest()}
+        made = Package(held.manifest | {"hashes": hashes}, held.files | {PACKING: data})
+        made.save(folder / "m.tileir")
+        return act
+
+    return prepare
+
+
 ROWS = [
     Mistake("no package", lambda f: ["tileir", "inspect", "gone"], ("gone", "tileir compile MODEL -o PATH")),
     Mistake("truncated", bytes_of(lambda d: d[:-100]), ("m.tileir is no package", "zip", "compile it again")),
@@ -132,7 +160,74 @@ def other_zip(folder: Path) -> Act:
     return INSPECT
 
 
+_Q, _GATE = ("tape", 0, "segments", 0), ("tape", 2, "segments", 0)
+_EMBEDDING, _NORM, _ROPE = (("constants", i) for i in range(3))
+_VIEW = ("tape", 1, "segments", 0, "lo")
+_O = "model.layers.0.self_attn.o_proj.weight"
+
+
+def viewed(*view: Any) -> Callable[[Any], Any]:
+    return lambda half: half | {"view": list(view)}
+
+
+RECIPES = [
+    Mistake("no JSON", rehashed("[" * 9999), ("m.tileir: packing.json: no JSON", "compile the model again")),
+    Mistake("a key twice", rehashed('[{"tape": [], "tape": []}]'), ("no JSON", "stands twice")),
+    Mistake("an object", rehashed("{}"), ("packing.json, recipes: {} is not a list",)),
+    Mistake("two GPUs", rehashed("[{}, {}]"), ("recipes for 2 GPUs, not for 1",)),
+    Mistake("no tape", rehashed("[{}]"), ("GPU 0: it lacks tape, store, constants; known are tape,",)),
+    Mistake("an unknown key", recipe(lambda v: v | {"vew": []}, *_VIEW), ("segment 0, lo: it has ['vew']; known",)),
+    Mistake("a row twice", recipe(1, "tape", 1, "row"), ("tape entry 1, row: 1 is not a whole number in 2 …",)),
+    Mistake("a row that is not there", recipe(99, "tape", -1, "row"), ("row: 99 is not a whole number in",)),
+    Mistake("true", recipe(True, "tape", 0, "tile_base"), ("tape entry 0, tile_base: True is not a whole",)),
+    Mistake("a float", recipe(64.0, "tape", 0, "k"), ("tape entry 0, k: 64.0 is not a whole",)),
+    Mistake("blocks", recipe(3, "tape", 0, "blocks"), ("tape entry 0, blocks: 3 is not 2",)),
+    Mistake("no inner", recipe(0, *_Q, "inner"), ("tape entry 0, segment 0, inner: 0 is not a whole",)),
+    Mistake("a negative step", recipe(-8, *_Q, "step"), ("segment 0, step: -8 is not a whole",)),
+    Mistake("a gap", recipe(lambda n: n + 1, "tape", 0, "segments", 1, "first"), ("segment 1, first:", "is not")),
+    Mistake("a negative first", recipe(-1, *_Q, "first"), ("segment 0, first: -1 is not 0",)),
+    Mistake("tiles in one place", recipe(0, *_GATE, "step"), ("tape entry 2, segment 0:", "step 0, outer 0 overlap")),
+    Mistake("runs in one place", recipe(0, *_Q, "outer"), ("segment 0:", "step 8, outer 0 overlap")),
+    Mistake("more tiles", recipe(99, "tape", 0, "tiles"), ("tape entry 0: of 8 tiles it takes 0 … 98",)),
+    Mistake("fewer tiles", recipe(7, "tape", 0, "tiles"), ("tape entry 0, tiles: 7, 8 by the manifest",)),
+    Mistake("a rotation", recipe(3, "tape", 0, "rotation"), ("rotation: 3, 0 by the manifest",)),
+    Mistake("a rotation beyond the SMs", recipe(4, "tape", 0, "rotation"), ("rotation: 4 is not a whole",)),
+    Mistake("an entry less", recipe(lambda e: e[:-1], "tape"), ("GPU 0, tape: it takes", "by the manifest")),
+    Mistake("a view of odd shape", recipe(viewed(0, 64, 64, 64), *_VIEW), (_O, "view: [0, 64, 64, 64] is no offset")),
+    Mistake("a view of nothing", recipe(viewed(), *_VIEW), (_O, "view: [0] is no offset")),
+    Mistake("a view that runs back", recipe(viewed(0, 64, 64, 64, -1), *_VIEW), ("view 4: -1 is not a whole",)),
+    Mistake("a view at one place", recipe(viewed(0, 64, 64, 64, 0), *_VIEW), ("is no offset with sizes and strides",)),
+    Mistake("a view from before", recipe(viewed(-64, 64, 64, 64, 1), *_VIEW), ("view 0: -64 is not a whole",)),
+    Mistake("a view of other rows", recipe(viewed(0, 32, 32, 64, 1), *_VIEW), ("[32, 32] is not [rows, 64]",)),
+    Mistake("a view of many sizes", recipe(viewed(*[1] * 99), *_VIEW), ("is not a list of up to 17",)),
+    Mistake("a view beyond", recipe(viewed(1, 64, 64, 64, 1), *_VIEW, act=RUN), (_O, "reaches value 4096")),
+    Mistake("a view of more", recipe(viewed(0, 99, 64, 1, 1), *_VIEW, act=RUN), (_O, "another shape")),
+    Mistake("rows beyond", recipe(64, *_VIEW, "row", act=RUN), (_O, "more than 112 rows are wanted")),
+    Mistake("upper rows beyond", recipe(24, "tape", 1, "segments", 0, "hi", "row", act=RUN), (_O, "more than 64 rows")),
+    Mistake("another tensor", recipe("lm_head.weight", *_VIEW, "tensor", act=RUN),
+            ("GPU 0, tape, 1, segments, 0, lo, tensor: 'lm_head.weight', 'model.la", "by engine.mlir")),
+    Mistake("a name that is none", recipe(7, *_VIEW, "tensor"), ("lo, tensor: 7 is not a text",)),
+    Mistake("a long name", recipe("x" * 9999, *_VIEW, "tensor"), ("lo, tensor: 'xxx", "up to 1000 characters")),
+    Mistake("no such tensor", recipe("gone", *_VIEW, "tensor", act=RUN), ("the weights lack 1 tensor", "gone (near:")),
+    Mistake("an offset", recipe(256, *_EMBEDDING, "offset"), ("constant 0 'model.embed_tokens.weight', offset: 256",)),
+    Mistake("bytes", recipe(1 << 50, *_EMBEDDING, "bytes"), ("embed_tokens.weight', bytes:", "is not 16384")),
+    Mistake("an empty shape", recipe([0, 64], *_EMBEDDING, "shape"), ("shape 0: 0 is not a whole",)),
+    Mistake("a dtype", recipe("f64", *_EMBEDDING, "dtype"), ("dtype: 'f64' is not one of bf16, f32",)),
+    Mistake("a kind", recipe("zeros", *_EMBEDDING, "kind"), ("kind: 'zeros' is not one of rope, tensor",)),
+    Mistake("a source", recipe(lambda e: e | {"source": 3}, *_NORM), ("constant 1 ", "source: 3 is not a text")),
+    Mistake("a constant's view", recipe(lambda e: e | {"view": [0, 8, 1]}, *_NORM), ("sizes are [8], not [64]",)),
+    Mistake("a constant's view beyond", recipe(lambda e: e | {"view": [1, 64, 1]}, *_NORM, act=RUN),
+            ("input_layernorm.weight is [64], not [64]",)),
+    Mistake("two of a name", recipe(lambda e: [e[0], *e[:-1]], "constants"), ("a constant of this name is there",)),
+    Mistake("a constant less", recipe(lambda e: e[:-1], "constants"), ("constants: it takes", "by the manifest")),
+    Mistake("frequencies", recipe(float("nan"), *_ROPE, "inv_freq", 3), ("inv_freq 3: nan is not a number in",)),
+    Mistake("a scale", recipe("1", *_ROPE, "scale"), ("'rope_0', scale: '1' is not a number",)),
+    Mistake("fewer frequencies", recipe(lambda e: e[:-1], *_ROPE, "inv_freq"), ("shape:", "is not [32, 7, 2]")),
+]  # fmt: skip
+
+
 test_mistake = each_mistake(ROWS)
+test_recipe = each_mistake(RECIPES)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from tileir.runtime.weights_check import reach
+from tileir.packing import last_start, reach
 
 HALF_ROWS = 8  # of a tile, that "lo" and "hi" each name
 
@@ -67,6 +67,4 @@ def _rows(segment: dict[str, Any], half: dict[str, Any], k: int) -> int:
     view = half.get("view", [])
     if view:
         return -(-(reach(view) + 1) // k)
-    inner, outer, step = segment["inner"], segment["outer"], segment["step"]
-    starts = (t // inner * outer + t % inner * step for t in range(segment["tiles"]))
-    return int(max(starts) + half["row"] + HALF_ROWS)
+    return int(last_start(segment) + half["row"] + HALF_ROWS)
