@@ -170,7 +170,7 @@ def test_another_program_is_not_saved(change: float, monkeypatch: pytest.MonkeyP
 def test_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    held = Package(package("h100").manifest | {"context": 128}, package("h100").files)
+    held = tileir.compile(export_decode(tiny_llama(), 128), target="h100")
     session = Session(bowl, launch=dict(held.manifest["launch"]))
     monkeypatch.setattr(search, "__defaults__", (session.now,))
     path, out = str(held.save(tmp_path / "m.tileir")), str(tmp_path / "t.tileir")
