@@ -8,10 +8,10 @@ assembles all kernels, in several processes that launch nothing; then one proces
 or takes longer than SECONDS for a model, that model has failed and a new process goes on behind it. FILE is written
 after each.
 
-The gate's rules are for thousands of positions and large vocabularies. Here two of them are tests against chance. Misses
-are counted over all models. The 99.9th percentile of a model's errors belongs to the logits of one or two positions,
-which all move together: it exceeds 1.1 times another's in a third of the pairs of equally exact roundings. So the rule
-is applied to resamples of the positions, the same for both sides, and broken if hardly any of them keeps it (`share`).
+The gate's rules are for thousands of positions and large vocabularies. Here two of them are tests against chance.
+Misses are counted over all models. The 99.9th percentile of a model's errors belongs to the logits of one or two
+positions, which all move together: in a seventh of the pairs of equally exact roundings one's exceeds 1.1 times the
+other's. So that rule is applied to resamples of the positions, and broken if hardly any of them keeps it (`share`).
 """
 
 import argparse
@@ -52,8 +52,8 @@ RELATIVE = Bounds(logit=float("inf"), kl=float("inf"))
 class Case:
     """A model. facts: as it was drawn; prompts: [prompts, length]; exact: the module's fp32 logits of all of them.
 
-    peer: of the module itself in bf16, alike; close: the first prompt's logits by the reference device with the kernel's
-    rounding.
+    peer: of the module itself in bf16, alike; close: the first prompt's logits by the reference device with the
+    kernel's rounding.
     """
 
     facts: dict[str, Any]
@@ -132,9 +132,9 @@ def _beyond(found: np.ndarray, case: Case, device: str) -> Iterator[str]:
 def share(found: np.ndarray, peer: np.ndarray, exact: np.ndarray) -> float:
     """Of resamples of the positions, those in which the largest errors are within the peer's.
 
-    found, peer, exact: [positions, vocabulary] f32. Both sides have the same positions in a resample, so that one where
-    any rounding errs much counts for both. Where they really err more, they do in nearly all resamples. Of 312 pairs of
-    random bf16 grids in 26 decoders 0.6 % have a share of at most KEEPING, and 96 % if one has its errors doubled.
+    found, peer, exact: [positions, vocabulary] f32. Both sides have the same positions in a resample: one where any
+    rounding errs much counts for both. A side that really errs more does so in nearly all resamples: of 312 pairs of
+    random bf16 grids, in 26 decoders, 0.6 % have a share of at most KEEPING, and 96 % if one's errors are doubled.
     """
     n = len(exact)
     drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLES)
