@@ -146,7 +146,7 @@ def _largest(errors: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     """The percentile of each resample; errors: [positions, vocabulary], drawn: [resamples, positions] times."""
     rank = 1 + int(errors.size * (1 - TAIL))
     # So many that no resample lacks its own among them.
-    order = np.argsort(errors, axis=None)[::-1][: errors.size // 8]
+    order = np.argsort(errors, axis=None)[::-1][: errors.size // 16]
     behind = np.cumsum(drawn[:, order // errors.shape[1]], 1, dtype=np.int32)
     return errors.ravel()[order][(behind >= rank).argmax(1)]
 
