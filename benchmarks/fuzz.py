@@ -7,6 +7,11 @@ FOLDER holds a package and a NAME.npz for each model, and cases.json. Weights ar
 assembles all kernels, in several processes that launch nothing; then one process runs model after model. If it fails,
 or takes longer than SECONDS for a model, that model has failed and a new process goes on behind it. FILE is written
 after each.
+
+The gate's rules are for thousands of positions and large vocabularies. Here two of them are tests against chance.
+Misses are counted over all models. The 99.9th percentile of a model's errors belongs to the logits of one or two
+positions, which all move together: in a seventh of the pairs of equally exact roundings one's exceeds 1.1 times the
+other's. So that rule is applied to resamples of the positions, and broken if hardly any of them keeps it (`share`).
 """
 
 import argparse
@@ -37,6 +42,8 @@ from tileir.tools.check import compare
 from tileir.tools.measure import Measured
 
 SECONDS, PROCESSES, NEW = 30, 12, 6
+# Of the rule for the largest errors: the percentile, how far beyond the peer's, resamples, how many must keep it.
+TAIL, WITHIN, RESAMPLES, KEEPING = 0.999, 1.1, 400, 0.01
 # What bf16 does to a random decoder is known from its own run in bf16 only: of `tileir check` what is not absolute.
 RELATIVE = Bounds(logit=float("inf"), kl=float("inf"))
 
@@ -45,15 +52,15 @@ RELATIVE = Bounds(logit=float("inf"), kl=float("inf"))
 class Case:
     """A model. facts: as it was drawn; prompts: [prompts, length]; exact: the module's fp32 logits of all of them.
 
-    peer: how far the module itself in bf16 is from exact; close: the first prompt's logits by the reference device with
-    the kernel's rounding.
+    peer: of the module itself in bf16, alike; close: the first prompt's logits by the reference device with the
+    kernel's rounding.
     """
 
     facts: dict[str, Any]
     weights: dict[str, np.ndarray]
     prompts: list[list[int]]
     exact: np.ndarray
-    peer: Distance
+    peer: np.ndarray
     close: np.ndarray
 
 
@@ -64,8 +71,8 @@ def read_case(folder: Path, name: str) -> Case:
     assert digest(weights) == case["digest"], "weights are drawn otherwise on this machine"
     weights |= {alias: weights[n] for alias, n in case["aliases"].items()}
     with np.load(folder / f"{name}.npz") as held:
-        prompts, exact, close = held["prompts"].tolist(), held["exact"], held["close"]
-    return Case(case["facts"], weights, prompts, exact, Distance(**case["peer"]), close)
+        prompts, logits = held["prompts"].tolist(), [held[n] for n in ("exact", "peer", "close")]
+    return Case(case["facts"], weights, prompts, *logits)
 
 
 def digest(weights: dict[str, np.ndarray]) -> str:
@@ -91,13 +98,15 @@ def judge(session: Any, case: Case) -> dict[str, Any]:
     session.launch["alone_bytes"] = usual
     failures += [f"all splits: {f}" for f in _beyond(parted, case, session.device)]
     failures += _bad_tokens(session, case.prompts[0])
-    ours, near = distance(found, case.exact), found[: len(case.close)]
+    ours, peer = distance(found, case.exact), distance(case.peer, case.exact)
+    near = found[: len(case.close)]
     return {
         "passed": not failures,
         "failures": failures,
-        "kl": [ours.kl, case.peer.kl],
-        "p999": [ours.p999, case.peer.p999],
-        "misses": [ours.misses, case.peer.misses],
+        "kl": [ours.kl, peer.kl],
+        "p999": [ours.p999, peer.p999],
+        "p999_kept": share(found, case.peer, case.exact),
+        "misses": [ours.misses, peer.misses],
         "positions": ours.positions,
         "error_beside_reference": float(np.abs(near - case.close).max() / np.abs(case.close).max()),
     }
@@ -109,12 +118,37 @@ def _logits(session: Any, prompts: Sequence[list[int]]) -> np.ndarray:
 
 def _beyond(found: np.ndarray, case: Case, device: str) -> Iterator[str]:
     """What the gate says. One model has too few misses to count them: each must be explained by rounding."""
-    by = verdict(distance(found, case.exact), case.peer)
-    for figure in ("kl", "p999"):
-        if not by["by"][figure]:
-            yield f"{figure} {by['ours'][figure]:.3g}, of the module in bf16 {by['hf_bf16'][figure]:.3g}"
+    ours, peer = distance(found, case.exact), distance(case.peer, case.exact)
+    if not ours.kl <= peer.kl:
+        yield f"kl {ours.kl:.3g}, of the module in bf16 {peer.kl:.3g}"
+    kept = share(found, case.peer, case.exact)
+    if kept <= KEEPING:
+        beside = f"p999 {ours.p999:.3g}, of the module in bf16 {peer.p999:.3g}"
+        yield f"{beside}; {kept:.1%} of the resamples keep to {WITHIN} times that"
     exact, checked = Measured(case.exact, {}, {}), Measured(found, {}, {})
     yield from compare(exact, checked, RELATIVE, device).failures
+
+
+def share(found: np.ndarray, peer: np.ndarray, exact: np.ndarray) -> float:
+    """Of resamples of the positions, those in which the largest errors are within the peer's.
+
+    found, peer, exact: [positions, vocabulary] f32. Both sides have the same positions in a resample: one where any
+    rounding errs much counts for both. A side that really errs more does so in nearly all resamples: of 312 pairs of
+    random bf16 grids, in 26 decoders, 0.6 % have a share of at most KEEPING, and 96 % if one's errors are doubled.
+    """
+    n = len(exact)
+    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLES)
+    ours, theirs = (_largest(np.abs(logits - exact), drawn) for logits in (found, peer))
+    return float(np.mean(ours <= WITHIN * theirs))
+
+
+def _largest(errors: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """The percentile of each resample; errors: [positions, vocabulary], drawn: [resamples, positions] times."""
+    rank = 1 + int(errors.size * (1 - TAIL))
+    # So many that no resample lacks its own among them.
+    order = np.argsort(errors, axis=None)[::-1][: errors.size // 16]
+    behind = np.cumsum(drawn[:, order // errors.shape[1]], 1, dtype=np.int32)
+    return errors.ravel()[order][(behind >= rank).argmax(1)]
 
 
 def _bad_tokens(session: Any, prompt: list[int]) -> Iterator[str]:

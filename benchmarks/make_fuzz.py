@@ -15,7 +15,6 @@ import tileir
 from benchmarks.fuzz import digest
 from test.decoders import Facts, decoder, decoders
 from test.fuzz import eager
-from test.gpu.gate import distance
 from test.hunt import hunt
 from test.models import arrays, export_own
 from tileir.errors import TileirError
@@ -69,11 +68,11 @@ def make_case(folder: Path, name: str, facts: Facts, target: str) -> dict[str, A
     rounded = model.bfloat16()
     rounded.frequencies = turn  # angles are fp32 in any model
     peer = np.concatenate([eager(rounded, ids) for ids in prompts])
-    np.savez_compressed(folder / f"{name}.npz", prompts=prompts, exact=exact, close=close)
+    logits = {"exact": exact, "peer": peer, "close": close}
+    np.savez_compressed(folder / f"{name}.npz", prompts=prompts, **logits)
     return {
         "facts": asdict(facts),
         "shapes": {n: list(a.shape) for n, a in weights.items()},
         "aliases": aliases,
         "digest": digest(weights),
-        "peer": asdict(distance(peer, exact)),
     }

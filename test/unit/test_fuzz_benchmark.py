@@ -4,17 +4,22 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import fuzz
 from benchmarks.make_fuzz import make_case
-from test.decoders import Facts
+from test.decoders import Facts, decoder
+from test.gpu.gate import distance
+from test.models import export_own
 from test.random_weights import random_weights
 from tileir.package import load_package
+from tileir.reference.arithmetic import partial_softmax, scores_of
 
 FACTS = Facts(
     wirings=("skip",), hidden=34, inner=18, kv=1, shared=2, head=16, vocabulary=40, context=12,
@@ -78,7 +83,8 @@ def test_what_is_written_is_the_model(folder: Path, case: fuzz.Case) -> None:
     exact = case.exact[: FACTS.context]
     assert np.abs(found - exact[:4]).max() < 1e-4 * np.abs(exact).max()
     assert 0 < np.abs(case.close - exact).max() < 0.05 * np.abs(exact).max()
-    assert 0 < case.peer.kl < 0.05
+    peer = distance(case.peer, case.exact)
+    assert 0 < peer.kl < 0.05
 
 
 DEFECTS: dict[str, tuple[Any, str]] = {
@@ -109,8 +115,51 @@ def test_what_is_off_fails(case: fuzz.Case, name: str) -> None:
 
 def test_noise_beyond_that_of_bf16_fails(case: fuzz.Case) -> None:
     noise = np.random.default_rng(0).standard_normal(case.exact.shape).astype(np.float32)
-    report = fuzz.judge(Made(case, case.exact + noise * case.peer.p999), case)
+    report = fuzz.judge(Made(case, case.exact + noise * distance(case.peer, case.exact).p999), case)
     assert [f.split()[0] for f in report["failures"][:2]] == ["kl", "p999"]
+
+
+def test_one_bad_position_is_chance(case: fuzz.Case) -> None:
+    """It has the largest errors, as one has of any rounding; those of four logits of all positions are no chance."""
+    errors = 0.7 * (case.peer - case.exact)
+    worst = np.square(errors).sum(1).argmax()
+    one, wide = errors.copy(), errors.copy()
+    one[worst] *= 4
+    wide[:, :4] *= 3
+    report = fuzz.judge(Made(case, case.exact + one), case)
+    assert report["p999"][0] > 1.1 * report["p999"][1]
+    assert report["failures"] == []
+    assert 0.01 < report["p999_kept"] < 0.9
+    report = fuzz.judge(Made(case, case.exact + wide), case)
+    assert [f.split()[0] for f in report["failures"]] == ["p999", "all"]
+    assert report["p999_kept"] == 0
+
+
+def test_low_precision_is_no_chance(case: fuzz.Case, monkeypatch: Any) -> None:
+    """The kernel's rounding passes, keys in another order; it does not with twice its errors, nor if a head has fp8."""
+    eight = False
+
+    def part(q: Any, k: Any, v: Any, op: Any) -> Any:
+        out = partial_softmax(q, k[::-1], v[::-1], op)
+        if eight and len(k):
+            weights = torch.from_numpy(np.exp(scores_of(q, k, op)[0] - out[0, -2]))
+            rounded = weights.to(torch.float8_e4m3fn).float().numpy()
+            out[0, :-2], out[0, -1] = rounded @ v, rounded.sum()
+        return out
+
+    monkeypatch.setattr("tileir.reference.consumers.partial_softmax", part)
+    package = tileir.compile(export_own(decoder(FACTS)), target="virtual")
+    session = package.load(case.weights, "reference-bf16")
+    prompts = case.prompts[:4]
+    some = slice(len(prompts) * FACTS.context)
+    few = replace(case, prompts=prompts, exact=case.exact[some], peer=case.peer[some])
+    found = np.concatenate([session.logits(ids) for ids in prompts])
+    assert fuzz.judge(Made(few, found), few)["failures"] == []
+    twice = fuzz.judge(Made(few, 2 * found - few.exact), few)
+    assert [f.split()[0] for f in twice["failures"][:2]] == ["kl", "p999"]
+    eight = True
+    found = np.concatenate([session.logits(ids) for ids in prompts])
+    assert not fuzz.judge(Made(few, found), few)["passed"]
 
 
 def test_a_device_that_wavers_fails(case: fuzz.Case) -> None:

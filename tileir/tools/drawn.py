@@ -41,15 +41,18 @@ class DrawnWeights(Mapping[str, Any]):
 
 
 def _shapes(recipes: Sequence[dict[str, Any]]) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors that a package takes: [rows, k] of matrices that are streamed."""
-    streamed: dict[str, tuple[int, int]] = {}
+    """Shapes of all tensors that a package takes: [rows, k] of matrices that are streamed, of experts' one more."""
+    streamed: dict[str, tuple[int, int, int]] = {}
     whole: dict[str, tuple[int, ...]] = {}
     for recipe in recipes:
         for row in [*recipe["tape"], *recipe["store"]]:
+            most = row.get("experts", (0, 0))[1]
             for segment in row["segments"]:
                 for half in (segment["lo"], segment["hi"]):
-                    rows, k = streamed.get(half["tensor"], (0, row["k"]))
-                    streamed[half["tensor"]] = (max(rows, _rows(segment, half, k)), k)
+                    experts, rows, k = streamed.get(half["tensor"], (0, 0, row["k"]))
+                    # A view says itself where experts begin.
+                    experts = max(experts, 0 if half.get("view") else most)
+                    streamed[half["tensor"]] = experts, max(rows, _rows(segment, half, k)), k
         for entry in recipe["constants"]:
             if entry["kind"] == "tensor":
                 view = entry.get("view", [])
@@ -57,9 +60,9 @@ def _shapes(recipes: Sequence[dict[str, Any]]) -> dict[str, tuple[int, ...]]:
                 name = entry.get("source", entry["tensor"])
                 whole[name] = max(whole.get(name, size), size, key=prod)
     for name in streamed.keys() & whole.keys():
-        rows, k = streamed[name]
-        streamed[name] = (max(rows, -(-prod(whole.pop(name)) // k)), k)
-    return {**whole, **streamed}
+        experts, rows, k = streamed[name]
+        streamed[name] = experts, max(rows, -(-prod(whole.pop(name)) // k)), k
+    return {**whole, **{name: s if s[0] else s[1:] for name, s in streamed.items()}}
 
 
 def _rows(segment: dict[str, Any], half: dict[str, Any], k: int) -> int:
