@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import tileir
 from benchmarks import fuzz
 from benchmarks.make_fuzz import make_case
 from test.decoders import Facts, decoder
