@@ -23,7 +23,7 @@ from tileir.package import load_package
 from tileir.reference.arithmetic import partial_softmax, scores_of
 
 FACTS = Facts(
-    wirings=("skip",), hidden=34, inner=18, kv=1, shared=2, head=16, vocabulary=40, context=12,
+    wirings=("both", "skip"), hidden=34, inner=18, kv=1, shared=2, head=16, vocabulary=40, context=12,
     norm="layer", activation="gelu", gated=True, parts="slices", attention="capped", bias=True, mlp_bias=False,
     head_bias=True, final=True, tied=True, half_turned=True, seed=3,
 )  # fmt: skip
@@ -222,7 +222,7 @@ def test_without_a_gpu_every_model_fails_by_name(folder: Path, tmp_path: Path) -
     found = json.loads(out.read_text())
     (record,) = found["records"]
     assert record["model"] == "fuzz-000"
-    assert record["facts"]["wirings"] == ["skip"]
+    assert record["facts"]["wirings"] == ["both", "skip"]
     assert "cuda:0" in record["failures"][0]
     assert (found["commit"], found["totals"]["models"], found["totals"]["models_passed"]) == (
         "abc",
