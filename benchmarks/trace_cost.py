@@ -1,0 +1,103 @@
+"""What tracing costs: kernels that trace beside the same without, in turns on one GPU.
+
+    python -m benchmarks.trace_cost --make FOLDER [--target h200]         # where there is MLIR
+    python -m benchmarks.trace_cost FOLDER --out FILE.json --commit HASH  # on the GPU
+
+Weights are drawn. Both kernels have to give the same bits before any is timed. A record a model and position: medians
+of launches of 64 steps, of which one notes its clocks, and of the traced step itself, the last of 8.
+"""
+
+import argparse
+import datetime
+import json
+from contextlib import ExitStack, closing
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from tileir.package import load_package
+from tileir.runtime.session import CudaSession
+from tileir.tools.drawn import DrawnWeights
+
+MODELS = ("smollm2-135m", "qwen3-0.6b", "llama-3.2-1b")
+POSITIONS, CONTEXT, TURNS = (32, 1024), 2048, 16
+VARIANTS = ("plain", "traced")
+
+
+def make(folder: Path, target: str) -> None:
+    """Compile every model both ways."""
+    import tileir
+    from benchmarks.shapes import config_of
+    from tileir.frontends.torch_export import export_decode, fake_hf
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in MODELS:
+        program = export_decode(fake_hf(config_of(name)), CONTEXT)
+        for variant in VARIANTS:
+            package = tileir.compile(program, target=target, trace=variant == "traced")
+            package.save(folder / f"{name}-{variant}.tileir")
+            print(name, variant, flush=True)
+
+
+def measure(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The records of a model. Raises AssertionError if a kernel that traces gives other bits."""
+    packages = [load_package(folder / f"{name}-{variant}.tileir") for variant in VARIANTS]
+    weights = dict(DrawnWeights(packages[0].packing))
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(closing(CudaSession(p, weights))) for p in packages]
+        ids = np.random.default_rng(0).integers(0, packages[0].manifest["vocabulary"], 24).tolist()
+        plain, traced = (session.logits(ids) for session in sessions)
+        assert np.array_equal(plain, traced), f"{name}: other bits with tracing"
+        return [{"model": name, "position": p} | _times(sessions, p) for p in POSITIONS]
+
+
+def _times(sessions: list[CudaSession], position: int) -> dict[str, float]:
+    """ms and cost, a fraction, of launches and of the traced step; sessions: plain, traced."""
+    launches: list[list[float]] = [[], []]
+    steps: list[list[float]] = [[], []]
+    for turn in range(TURNS):
+        # Who goes first changes from turn to turn.
+        for i in (turn % 2, 1 - turn % 2):
+            launches[i].append(sessions[i].time_steps(64, position))
+            steps[i].append(float(sessions[i].step_times(8, position)[-1]))
+    plain, traced = map(median, launches)
+    return {
+        "ms": plain,
+        "traced_ms": traced,
+        "cost": median(t / p - 1 for p, t in zip(*launches, strict=True)),
+        "step_cost": median(steps[1]) / median(steps[0]) - 1,
+    }
+
+
+def main() -> int:
+    """Print and write the records."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--make", type=Path)
+    parser.add_argument("--target", choices=("h100", "h200"), default="h200")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--commit", default="")
+    args = parser.parse_args()
+    if args.make:
+        make(args.make, args.target)
+        return 0
+    if not args.folder or not args.out:
+        parser.error("FOLDER and --out FILE.json, or --make FOLDER")
+    from tileir.runtime.driver import Device
+
+    with closing(Device(0)) as device:
+        gpu = device.name
+    facts = {"gpu": gpu, "date": datetime.date.today().isoformat(), "commit": args.commit}
+    records = []
+    for name in MODELS:
+        for record in measure(args.folder, name):
+            records.append(facts | record)
+            print(json.dumps(record), flush=True)
+    args.out.write_text(json.dumps(records, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,65 @@
+"""benchmarks.trace_cost on made-up sessions."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tileir
+from benchmarks import trace_cost
+from test.models import tiny_llama
+from tileir.frontends.torch_export import export_decode
+
+
+class Session:
+    """Takes 1 ms a step, and 2 % more if it traces; a traced step 5 %."""
+
+    def __init__(self, package: Any, weights: Any) -> None:
+        self.traces = package.manifest["memory"]["trace"] > 0
+        assert len(weights) > 5
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        return np.zeros((len(ids), 8), np.float32) + self.noise
+
+    noise = 0.0
+
+    def time_steps(self, _steps: int, _position: int) -> float:
+        return 1.02 if self.traces else 1.0
+
+    def step_times(self, steps: int, _position: int) -> np.ndarray:
+        return np.array([1.0] * (steps - 2) + [1.05 if self.traces else 1.0])
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("packages")
+    program = export_decode(tiny_llama(num_hidden_layers=1), 64)
+    for variant in trace_cost.VARIANTS:
+        package = tileir.compile(program, target="h200", trace=variant == "traced")
+        package.save(made / f"tiny-{variant}.tileir")
+    return made
+
+
+def test_costs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace_cost, "CudaSession", Session)
+    for record, position in zip(
+        trace_cost.measure(folder, "tiny"), trace_cost.POSITIONS, strict=True
+    ):
+        assert (record["model"], record["position"]) == ("tiny", position)
+        assert record["cost"] == pytest.approx(0.02)
+        assert record["step_cost"] == pytest.approx(0.05)
+
+
+def test_other_bits_are_not_timed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Noisy(Session):
+        @property
+        def noise(self) -> float:  # type: ignore[override]
+            return float(self.traces)
+
+    monkeypatch.setattr(trace_cost, "CudaSession", Noisy)
+    with pytest.raises(AssertionError, match="tiny: other bits with tracing"):
+        trace_cost.measure(folder, "tiny")
