@@ -54,17 +54,27 @@ class Weights(Mapping[str, Any]):
                     self._where[name] = (file, entry, start)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, without reading it. Raises KeyError."""
+        """A tensor's shape, without reading it. Raises KeyError, and PackageError for experts that differ."""
         parts = self._experts(name)
         if not parts:
             return tuple(self._where[name][1]["shape"])
-        rows, columns = self.shape(parts[0][0])
+        shapes = {n: self.shape(n) for expert in parts for n in expert}
+        first, *others = shapes
+        odd = next((n for n in others if shapes[n] != shapes[first]), None)
+        if odd is not None or len(shapes[first]) != 2:
+            beside = f", {odd!r} is {list(shapes[odd])}" if odd is not None else ""
+            raise PackageError(
+                f"experts that do not stack: {first!r} is {list(shapes[first])}{beside}",
+                hint="all experts of a layer have matrices of one shape; copy the files again",
+            )
+        rows, columns = shapes[first]
         return len(parts), rows * len(parts[0]), columns
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The tensor, in the file's dtype, mapped read-only. Raises PackageError for a name or a dtype unknown."""
         parts = self._experts(name)
         if parts:
+            self.shape(name)
             return np.stack([np.concatenate([self[n] for n in expert]) for expert in parts])
         if name not in self._where:
             near = get_close_matches(name, self._where, n=3)

@@ -131,6 +131,22 @@ def test_experts_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
 
 
+@pytest.mark.parametrize("shape", [(16, 9), (8, 16), (256,)])
+def test_experts_that_do_not_stack(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """One expert's matrix has another shape than the first's."""
+    name = "layers.0.mlp.experts.{}.down_proj.weight"
+    tensors = {name.format(i): np.zeros((16, 8), np.float32) for i in range(3)}
+    save_file(
+        tensors | {name.format(2): np.zeros(shape, np.float32)}, tmp_path / "model.safetensors"
+    )
+    found = Weights(tmp_path)
+    for look in (found.shape, found.__getitem__):
+        with pytest.raises(
+            PackageError, match=r"experts that do not stack: .*experts\.0\.down_proj.*experts\.2"
+        ):
+            look("layers.0.mlp.experts.down_proj")
+
+
 MEMORY = """
 import resource, sys
 from pathlib import Path
