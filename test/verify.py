@@ -1,10 +1,11 @@
-"""Every seeded defect, many schedules, and random decoders: `make verify`, or `python -m test.verify --sample`.
+"""Seeded defects, many schedules, random decoders, damaged files: `make verify`, or `python -m test.verify --sample`.
 
 Closes with what it counted. Exit status 1 if a defect escapes, a schedule differs, a correct schedule is rejected, a
-model is further off than the tolerance, or fewer of any were run than wanted.
+model is further off than the tolerance, fewer of any were run than wanted, or a parser does other than it should.
 """
 
 import argparse
+import subprocess
 import sys
 import time
 import warnings
@@ -27,7 +28,8 @@ from tileir.target import TARGETS
 @dataclass(frozen=True)
 class Sizes:
     """How much is run: every so-manieth defect, schedules of the smallest base module and of each of the others, and
-    models in each of two hunts. least: as many models of a hunt must not have been refused.
+    models in each of two hunts. least: as many models of a hunt must not have been refused; profile: hypothesis's, for
+    the tests of parsers.
     """
 
     every: int
@@ -36,11 +38,14 @@ class Sizes:
     alarms: int
     models: int
     least: int
+    profile: str
 
 
-FULL, SAMPLE = Sizes(1, 1000, 40, 125, 115, 200), Sizes(16, 40, 4, 10, 10, 18)
+FULL = Sizes(1, 1000, 40, 125, 115, 200, "full")
+SAMPLE = Sizes(16, 40, 4, 10, 10, 18, "default")
 # Of the two processes' hunts.
 SEEDS = (1000, 2000)
+PARSERS = "test/runtime/test_fuzz.py"
 # More models may not be refused.
 SHARE = 0.1
 
@@ -71,6 +76,8 @@ def main() -> int:
         failures += [f"schedules of {base!r}: {e.failure}" for base, e in explored if e.failure]
         alarms = _joined(ran("hunts for false alarms", partial(_alarms, sizes.alarms), SEEDS))
         models = _joined(ran("hunts for wrong models", partial(_models, sizes.models), SEEDS))
+        parsers = [said for _, said in ran("tests of parsers", _parsers, [sizes.profile])]
+        failures += [f"parsers: {said}" for said in parsers if said]
     failures += [*alarms.failures, *models.failures]
     for what, hunted in (("decoders to verify", alarms), ("models to fuzz", models)):
         print(f"refused with a clear error: {hunted.refused} of {hunted.ran} {what}")
@@ -110,6 +117,13 @@ def _joined(hunts: Iterator[tuple[int, Hunt]]) -> Joined:
     return Joined(
         len(refused), sum(map(bool, refused.values())), [h.failure for h in every if h.failure]
     )
+
+
+def _parsers(profile: str) -> str:
+    """What pytest says if a test fails."""
+    command = [sys.executable, "-m", "pytest", "-q", f"--hypothesis-profile={profile}", PARSERS]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout if done.returncode else ""
 
 
 def _alarms(count: int, seed: int) -> Hunt:

@@ -29,8 +29,12 @@ from tileir.packing import constant, pack_row, pack_store
 from tileir.passes.pipeline import parse_pipeline
 from tileir.runtime.weights_check import check_weights
 
+# Of a test; `--hypothesis-profile=full` has ten times as many (test/conftest.py).
+EXAMPLES = settings().max_examples
 SAME_FOLDER = settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=2 * EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 PIPELINE = 'builtin.module(graph-fuse,specialize-gpu{devices=2 target=h100 placement="a b"},cse)'
 
@@ -177,7 +181,7 @@ def held(package: Package) -> list[Held]:
 
 
 @given(data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 def test_edited_recipes(held: list[Held], data: st.DataObject) -> None:
     """Past the hash: refused, or a load that runs."""
     case = held[data.draw(st.integers(0, len(held) - 1))]
@@ -246,13 +250,13 @@ def little_time() -> Iterator[None]:
 
 
 @given(st.text(max_size=200))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=3 * EXAMPLES, deadline=None)
 def test_any_text_as_a_pipeline(text: str) -> None:
     parsed_or_refused(text)
 
 
 @given(st.integers(0, len(PIPELINE)), st.integers(0, 8), st.text("(){}=, \"'\\-ax1\n", max_size=6))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=5 * EXAMPLES, deadline=None)
 def test_pipelines_with_a_part_replaced(at: int, length: int, text: str) -> None:
     parsed_or_refused(PIPELINE[:at] + text + PIPELINE[at + length :])
 
