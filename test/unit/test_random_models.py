@@ -3,12 +3,15 @@
 from functools import partial
 from typing import Any
 
+import numpy as np
 from hypothesis import strategies as st
 
-from test.decoders import decoders
+import tileir
+from test.decoders import Facts, decoder, decoders
 from test.false_alarms import accept, cases
-from test.fuzz import fuzz
+from test.fuzz import TOLERANCE, eager, fuzz
 from test.hunt import hunt
+from test.models import arrays, export_own
 from tileir.target import TARGETS
 
 MODELS, VERIFIED = 20, 20
@@ -40,3 +43,18 @@ def test_what_fails_is_made_small() -> None:
     found = hunt(decoders(), check, 50)
     assert "hidden=64, inner=16, kv=1, shared=1, head=16" in found.failure
     assert "AssertionError: too wide" in found.failure
+
+
+def test_a_range_that_begins_within_a_head() -> None:
+    """A GPU's tiles of a wide projection are cut into ranges; what is left of a head is a segment of its own."""
+    facts = Facts(
+        wirings=("before",), hidden=32, inner=16, kv=2, shared=3, head=256, vocabulary=17, context=8, norm="rms",
+        activation="silu", gated=False, parts="split", attention="called", bias=True, mlp_bias=False, head_bias=False,
+        final=False, tied=False, half_turned=False, seed=0,
+    )  # fmt: skip
+    model, ids = decoder(facts), [3, 1, 4, 1, 5, 9]
+    program, exact = export_own(model), eager(model, ids)
+    one, two = (tileir.compile(program, target="virtual", devices=n) for n in (1, 2))
+    assert two.engine_text.count("tile.segment") > 2 * one.engine_text.count("tile.segment")
+    found = two.load(arrays(model), "reference").logits(ids)
+    assert np.abs(found - exact).max() < TOLERANCE * np.abs(exact).max()

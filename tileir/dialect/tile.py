@@ -326,7 +326,10 @@ class ResidualOp(Tile.Operation, name="residual"):
 
 
 class RopeOp(Tile.Operation, name="rope"):
-    """Epilogue: rotates (lo, hi) by the angle of the token's position, from a rope table; `first` of a head on."""
+    """Epilogue: rotates (lo, hi) by the angle of the token's position, from a rope table; `first` of a head on.
+
+    Below 0, a segment begins so many values behind the first that is rotated.
+    """
 
     lo: Operand[ir.F32Type]
     hi: Operand[ir.F32Type]
@@ -346,7 +349,7 @@ class RopeOp(Tile.Operation, name="rope"):
             [
                 (get(op, "style") == "half", 'style is "half"'),
                 (turned % TILE_ROWS == 0, f"{turned} turned values are no multiple of {TILE_ROWS}"),
-                (0 <= first <= size - turned, f"values {first} … + {turned} of heads of {size}"),
+                (-size < first <= size - turned, f"values {first} … + {turned} of heads of {size}"),
             ],
         )
 

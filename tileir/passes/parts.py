@@ -6,6 +6,7 @@ from typing import Any
 from tileir.dialect.attributes import get, located, name_of, put, static_shape, walk
 from tileir.dialect.tile import source_of
 from tileir.errors import TileirError
+from tileir.mlir import ir
 
 BASED = (
     "tile.bias",
@@ -94,7 +95,15 @@ def _tiles(part: Any, op: Any, place: int) -> bool:
         if end <= begin:
             segment.operation.erase()
             continue
-        _cut(segment, begin, end)
+        inner = get(segment, "inner")
+        head = -(-begin // inner) * inner
+        if begin < head < end:
+            # The end of a head, and what lies behind it, are segments of their own.
+            with ir.InsertionPoint(segment):
+                _cut(segment.operation.clone(), begin, head)
+            _cut(segment, head, end)
+        else:
+            _cut(segment, begin, end)
         left += end - begin
     put(part, tile_base=0, tiles=left)
     return left > 0
@@ -113,13 +122,15 @@ def _groups(part: Any, held: list[tuple[int, int]]) -> None:
 
 
 def _cut(segment: Any, first: int, behind: int) -> None:
-    """Tiles [first, behind) of a segment as a segment of their own."""
+    """Tiles [first, behind) of a segment as a segment of their own: of one head, or from a head's first on."""
     inner, step, outer = (get(segment, n) for n in ("inner", "step", "outer"))
     shift = first // inner * outer
     if first % inner:
-        assert first // inner == (behind - 1) // inner, "a cut within several heads"
-        shift += first % inner * step
+        within = first % inner * step
+        shift += within
         put(segment, inner=behind - first)
+        for rope in walk(segment, "tile.rope"):
+            put(rope, first=get(rope, "first", 0) - within)
     lo, lo_row, hi, hi_row = get(segment, "sources")
     put(segment, tiles=behind - first, sources=[lo, lo_row + shift, hi, hi_row + shift])
     for op in walk(segment, *BASED):
