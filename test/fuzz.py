@@ -72,10 +72,12 @@ def _levels(program: Any, weights: Any, ids: list[int]) -> Any:
         lowered = import_program(program, context)
         run_pipeline(lowered, to_tile)
         yield "tile", _steps(TileExecutor(lowered, weights), ids)
-        run_pipeline(module, Options("virtual").pipeline)
-        plans = [read_plan(d, TARGETS["virtual"]) for d in walk(module, "engine.device")]
-        session = ReferenceSession(str(module), [packing_recipe(p) for p in plans], weights)
-    yield "engine", session.logits(ids)
+        for name, devices in (("engine", 1), ("engine on two GPUs", 2)):
+            module = import_program(program, context)
+            run_pipeline(module, Options("virtual", devices=devices).pipeline)
+            plans = [read_plan(d, TARGETS["virtual"]) for d in walk(module, "engine.device")]
+            session = ReferenceSession(str(module), [packing_recipe(p) for p in plans], weights)
+            yield name, session.logits(ids)
 
 
 def _steps(executor: Any, ids: list[int]) -> Any:

@@ -1,5 +1,6 @@
 """A sample of what `make verify` runs in full: random decoders, down to ptxas, and past the verifier."""
 
+import re
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,7 @@ def test_levels_agree_with_eager() -> None:
     assert len(found.outcomes) == MODELS
     assert [o.refused for o in found.outcomes.values() if o.refused] == []
     assert {*map(frozenset, (o.errors for o in found.outcomes.values()))} == {
-        frozenset(("graph", "tile", "engine"))
+        frozenset(("graph", "tile", "engine", "engine on two GPUs"))
     }
 
 
@@ -54,7 +55,7 @@ def test_a_range_that_begins_within_a_head() -> None:
     )  # fmt: skip
     model, ids = decoder(facts), [3, 1, 4, 1, 5, 9]
     program, exact = export_own(model), eager(model, ids)
-    one, two = (tileir.compile(program, target="virtual", devices=n) for n in (1, 2))
-    assert two.engine_text.count("tile.segment") > 2 * one.engine_text.count("tile.segment")
-    found = two.load(arrays(model), "reference").logits(ids)
+    package = tileir.compile(program, target="virtual", devices=2)
+    assert re.search(r'"tile.rope".*first = -\d', package.engine_text)
+    found = package.load(arrays(model), "reference").logits(ids)
     assert np.abs(found - exact).max() < TOLERANCE * np.abs(exact).max()
