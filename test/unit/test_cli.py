@@ -97,7 +97,13 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
     # Deep enough to be still at work when the signal arrives.
     tiny_llama(num_hidden_layers=64).save_pretrained(model)
     program = [sys.executable, "-m", "tileir.tools.cli", "compile", str(model), "-o", str(out)]
-    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True, bufsize=1) as running:
+    # Who runs the tests in the background may have them ignore it, which children inherit.
+    mine = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        running = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, bufsize=1)
+    finally:
+        signal.signal(signal.SIGINT, mine)
+    with running:
         assert running.stderr is not None
         first = next(line for line in running.stderr if " s\n" in line)
         running.send_signal(signal.SIGINT)

@@ -65,20 +65,15 @@ def scores_of(q: Array, k: Array, op: Any) -> Array:
     return softcap(scores, cap) if cap else scores
 
 
-def partial_softmax(
-    q: Array, k: Array, v: Array, op: Any, rounded: Callable[[Array], Array] = keep
-) -> Array:
-    """One split's result for queries [G, D] over keys [N, D] and values [N, V]: [G, V + 2], see tile.attend.
-
-    rounded: what weights are where they meet values; their sum is of the weights themselves.
-    """
+def partial_softmax(q: Array, k: Array, v: Array, op: Any) -> Array:
+    """One split's result for queries [G, D] over keys [N, D] and values [N, V]: [G, V + 2], see tile.attend."""
     out = np.zeros((q.shape[0], v.shape[1] + 2), np.float32)
     out[:, -2] = LOWEST
     if len(k):
         scores = scores_of(q, k, op)
         top = scores.max(1)
         weights = np.exp(scores - top[:, None])
-        out[:, :-2], out[:, -2], out[:, -1] = rounded(weights) @ v, top, weights.sum(1)
+        out[:, :-2], out[:, -2], out[:, -1] = weights @ v, top, weights.sum(1)
     return out
 
 

@@ -334,7 +334,6 @@ class Consumers:
                 np.concatenate(keys)[seen],
                 np.concatenate(values)[seen],
                 op,
-                self.round,
             )
             if finish is not None:
                 index = mine.start * value + np.arange(shared * value)
