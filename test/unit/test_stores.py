@@ -1,13 +1,14 @@
 """Stores that are late, out of order and seen by one SM before another; releases and acquires order them."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
 
 import tileir
 from test.models import arrays, tiny_llama
+from tileir.errors import DeviceHang
 from tileir.frontends.torch_export import export_decode
 from tileir.reference.engine import Sm
 from tileir.reference.scheduler import LATE, Scheduler
@@ -20,6 +21,9 @@ SEEDS = 40
 
 class Cell(Memory):
     kind = "rows"
+
+    def copy(self) -> Self:
+        return self
 
 
 def stores(seed: int) -> Stores:
@@ -109,6 +113,30 @@ def test_stores_that_are_not_late(
     strategy: str, session: ReferenceSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert watched(session, monkeypatch, strategy) == {"stale": 0, "acquired": 0}
+
+
+def test_what_a_launch_that_failed_had_stored_is_forgotten(
+    session: ReferenceSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session.schedule(1, "stores")
+    (wanted,) = session.batch_logits([Request([3, 1, 4, 1], 2)])
+    with monkeypatch.context() as patch:
+        patch.setattr(Stores, "role", lambda self, name: iter(()))
+        with pytest.raises(DeviceHang, match="deadlock"):
+            session.batch_logits([Request([5, 9], 2)])
+    (found,) = session.batch_logits([Request([3, 1, 4, 1], 2)])
+    assert np.array_equal(found, wanted)
+
+
+def test_views_stay_while_their_number_does(session: ReferenceSession) -> None:
+    """A launch does not copy what it has."""
+    (device,) = session._engine.devices
+    kept: list[int] = []
+    for _ in range(2):
+        session.schedule(1, "random")
+        session.batch_logits([Request([3, 1], 1)])
+        kept.append(id(device.states["k_cache_0"].views[0].rows))
+    assert kept[0] == kept[1]
 
 
 def test_all_sms_see_the_same_in_the_end(session: ReferenceSession) -> None:

@@ -64,10 +64,12 @@ class EngineExecutor:
             for channel in device.channels.values():
                 for view in channel.views:
                     view.epochs[:] = 0
+                    view.coming.clear()
             for state in device.states.values():
                 for rows in state.views:
                     rows.written[:] = 0
                     rows.holder[:] = -1
+                    rows.coming.clear()
 
     def run(
         self, requests: Sequence[Request], logits: Sequence[Array | None] = ()

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import ml_dtypes
 import numpy as np
@@ -14,22 +14,14 @@ from tileir.packing import DTYPES, constant, pack_row, pack_store
 from tileir.reference.arithmetic import Array
 from tileir.reference.protocol import Channel
 from tileir.reference.steps import StepRecord
-from tileir.reference.stores import Memory
+from tileir.reference.stores import Memory, Shared
 
 
-class State:
-    """Rows of KV, [heads, rows, size] f32, in pages unless page is 0. views: what SMs see, one for all or one each."""
+class State(Shared["Rows"]):
+    """Rows of KV, [heads, rows, size] f32, in pages unless page is 0. views: one for all SMs, or one each."""
 
     def __init__(self, name: str, shape: Sequence[int], page: int) -> None:
         self.name, self.page, self.views = name, page, [Rows(name, shape)]
-
-    def split(self, views: int) -> None:
-        """Have so many views, of the same rows."""
-        self.views = [self.views[0].copy() for _ in range(views)]
-
-    def view(self, sm: int) -> "Rows":
-        """What an SM sees."""
-        return self.views[sm % len(self.views)]
 
     def places(self, record: StepRecord, sequence: int, positions: Array) -> Array:
         """Where these positions of a sequence lie. Raises DeviceHang for one that has no page."""
@@ -71,9 +63,9 @@ class Rows(Memory):
         self.values: Array = np.zeros(shape[:2], np.int64)
         self.holder: Array = np.full((shape[1], 3), -1)
 
-    def copy(self) -> "Rows":
-        """The same rows, for somebody else."""
-        made = Rows(self.name, self.rows.shape)
+    def copy(self) -> Self:
+        """The same rows."""
+        made = type(self)(self.name, self.rows.shape)
         for name in ("rows", "written", "values", "holder"):
             setattr(made, name, getattr(self, name).copy())
         return made

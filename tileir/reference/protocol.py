@@ -1,13 +1,14 @@
 """The engine's synchronisation, exactly as the kernel uses it: mbarriers, rings, copies and channels."""
 
 from collections.abc import Callable, Generator, Sequence
+from typing import Self
 
 import numpy as np
 
 from tileir.errors import DeviceHang
 from tileir.reference.arithmetic import Array
 from tileir.reference.scheduler import PAUSE, Role, Scheduler, Wait
-from tileir.reference.stores import Memory
+from tileir.reference.stores import Memory, Shared
 
 Copy = Callable[[], tuple[Array, ...]]
 
@@ -107,11 +108,11 @@ class CopyEngine:
             yield PAUSE
 
 
-class Channel:
+class Channel(Shared["View"]):
     """Packets, payload and epoch each, of every value of every token; `depth` copies by epoch.
 
-    shape: [T, …]. rounded: values are bf16. peer: GPUs write those of others too. views: what SMs see of it, one that
-    all share, or by replica, or one each; an SM's is that of its number mod their count.
+    shape: [T, …]. rounded: values are bf16. peer: GPUs write those of others too. views: one, or by replica, or one for
+    each SM.
     """
 
     def __init__(
@@ -132,17 +133,6 @@ class Channel:
         payload: Array = np.zeros((depth, shape[0], self.values), dtype)
         self.views = [View(name, payload, np.zeros(payload.shape, np.int64))]
 
-    def split(self, views: int) -> None:
-        """Have so many views, of the same packets."""
-        first = self.views[0]
-        self.views = [
-            View(self.name, first.payload.copy(), first.epochs.copy()) for _ in range(views)
-        ]
-
-    def view(self, sm: int) -> "View":
-        """What an SM sees."""
-        return self.views[sm % len(self.views)]
-
 
 class View(Memory):
     """A channel's packets as some SMs see them: payload and epochs, [depth, T, values]."""
@@ -152,6 +142,10 @@ class View(Memory):
     def __init__(self, name: str, payload: Array, epochs: Array) -> None:
         super().__init__(name)
         self.payload, self.epochs, self.depth = payload, epochs, len(payload)
+
+    def copy(self) -> Self:
+        """The same packets."""
+        return type(self)(self.name, self.payload.copy(), self.epochs.copy())
 
     def publish(
         self, scheduler: Scheduler, epoch: int, tokens: Array, index: Array, values: Array

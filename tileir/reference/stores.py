@@ -6,9 +6,10 @@ everything else an SM may see late, sooner or later than another SM does, and in
 there before is a stale read.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Generic, Self, TypeVar
 
 from tileir.reference.scheduler import LATE, PAUSE, Role, Scheduler, Wait
 
@@ -16,7 +17,7 @@ from tileir.reference.scheduler import LATE, PAUSE, Role, Scheduler, Wait
 BURST = 8
 
 
-class Memory:
+class Memory(ABC):
     """A channel or a state as some SMs see it. coming: by place, the stores that they do not see yet, in order."""
 
     kind: ClassVar[str]
@@ -24,6 +25,30 @@ class Memory:
     def __init__(self, name: str) -> None:
         self.name = name
         self.coming: dict[int, list[Store]] = {}
+
+    @abstractmethod
+    def copy(self) -> Self:
+        """The same contents, for somebody else to see."""
+
+
+Seen = TypeVar("Seen", bound=Memory)
+
+
+class Shared(Generic[Seen]):
+    """A channel or a state. views: what SMs see of it, one that all share, or more: an SM's is that of its number mod
+    their count.
+    """
+
+    views: list[Seen]
+
+    def split(self, views: int) -> None:
+        """Have so many views. Between launches all are the same."""
+        if views != len(self.views):
+            self.views = [self.views[0].copy() for _ in range(views)]
+
+    def view(self, sm: int) -> Seen:
+        """What an SM sees."""
+        return self.views[sm % len(self.views)]
 
 
 @dataclass(eq=False)
