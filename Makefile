@@ -15,7 +15,7 @@ demo: $(READY)
 
 test: lint
 	$(BIN)/lit -sv test
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4
 
 # Seeded defects, adversarial schedules, random decoders: half an hour on two cores.
 verify: $(READY)
