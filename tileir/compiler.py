@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from tileir.codegen.kernel import CONSTANTS, MAILBOX_TOKENS, MARKS, STOPPED, WAIT_CODES, Control
 from tileir.codegen.plan import Plan, read_plan
 from tileir.codegen.ptx import DECODE, PACK, assemble, kernel_module, to_ptx
+from tileir.codegen.reads import row_reads
 from tileir.codegen.recipe import packing_recipe
 from tileir.dialect.attributes import get, walk
 from tileir.errors import PipelineError, TileirError
@@ -206,7 +207,7 @@ def _insert(pipeline: str, behind: Mapping[str, str]) -> str:
 
 
 def _manifest(plans: list[Plan], recipes: list[dict[str, Any]]) -> dict[str, Any]:
-    """The manifest; what is told of a GPU is told of the first one."""
+    """The manifest; what is told of a GPU is told of the first one, but what its rows read of each."""
     plan, recipe = plans[0], recipes[0]
     problem, control = problem_of(plan.device, plan.target), Control(plan)
     rows = problem.rows
@@ -240,6 +241,7 @@ def _manifest(plans: list[Plan], recipes: list[dict[str, Any]]) -> dict[str, Any
         "row_awaits": [sorted(set(row.awaited)) for row in rows],
         "row_writes": [sorted(row.fills_channels) for row in rows],
         **exchange_table(problem),
+        "row_reads": [row_reads(p, r) for p, r in zip(plans, recipes, strict=True)],
         "row_words": plan.row_words,
         "table": plan.table(),
         "memory": {

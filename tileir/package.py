@@ -22,14 +22,15 @@ from typing import Any, Protocol
 from tileir.errors import DeviceError, PackageError
 from tileir.runtime.recipe_check import read_recipes
 
-SCHEMA = 6
+SCHEMA = 7
 MANIFEST = "manifest.json"
 ENGINE, PACKING, PTX = "engine.mlir", "packing.json", "device_0.ptx"
 _KNOWN = (ENGINE, PACKING, PTX)
 # Parts of a manifest that every device reads.
 _PARTS = (
     *("target", "stream_tbps", "devices", "sms", "context", "vocabulary", "memory", "table"),
-    *("bodies", "row_bodies", "row_awaits", "row_writes", "row_tasks", "channels", "hashes"),
+    *("bodies", "row_bodies", "row_awaits", "row_writes", "row_tasks", "row_reads"),
+    *("channels", "hashes"),
 )
 _AGAIN = "copy the package again, or compile it again"
 _UNREADABLE = (

@@ -70,6 +70,15 @@ def test_listed_positions_bound_the_cache() -> None:
     assert many - few == 50 * 2 * 32 * 2  # two indexers look at all keys, attention at eight rows
 
 
+def test_rows_say_what_they_read(llama: Package) -> None:
+    """An entry a row; rows of attention read keys and values of two heads of 16."""
+    (rows,) = llama.manifest["row_reads"]
+    cache = {"heads": 2, "bytes": 2 * 16 * 2, "most": 64, "splits": 1}
+    for body, row in zip(llama.manifest["row_bodies"], rows, strict=True):
+        assert row.get("cache") == (cache if body.startswith("attend") else None)
+        assert (row["weights"] > 0) == body.startswith("contract")
+
+
 def test_rows_are_counted_by_kind(llama: Package) -> None:
     rows = figures(llama)["rows"]
     assert rows == {"lookup": 1, "contract": 9, "attend": 2, "combine": 2, "select": 1}

@@ -139,6 +139,8 @@ ROWS = [
             ("schema 99", "newer tileir", "update tileir", "compile the model again")),
     Mistake("older schema", manifest(schema=1), ("schema 1;", "compile the model again")),
     Mistake("no vocabulary", manifest(vocabulary=None), ("manifest.json lacks vocabulary", "compile it again")),
+    Mistake("no reads", manifest(row_reads=None), ("manifest.json lacks row_reads", "compile it again")),
+    Mistake("other reads", manifest(row_reads=[[]]), ("manifest.json is damaged", "hash", "copy the package again")),
     Mistake("no kernel", lambda f: [*RUN, "--device", "cuda:0"],
             ("'virtual'", "no kernel", 'target="h100"', '"reference"')),
     Mistake("unknown device", lambda f: [*RUN, "--device", "tpu"], ("'tpu'", "cuda:N", "reference-bf16")),

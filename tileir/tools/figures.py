@@ -3,13 +3,8 @@
 from collections import Counter
 from typing import Any
 
-from tileir.dialect.attributes import get, name_of, static_shape, walk
 from tileir.errors import TileirError
-from tileir.mlir import ir, new_context
 from tileir.package import Package
-
-STATE_BYTES = 2  # a value of a KV cache, bf16
-BLOCK_BYTES = 1024  # 16 rows × 32 values of a weight, bf16
 
 
 def figures(package: Package, context: int | None = None) -> dict[str, Any]:
@@ -108,43 +103,14 @@ def row_bytes(package: Package, held: int) -> list[list[tuple[int, int]]]:
 
     held: positions that the KV cache holds.
     """
-    found = []
-    with new_context(), ir.Location.unknown():
-        module = ir.Module.parse(package.engine_text)
-        for device, recipe in zip(walk(module, "engine.device"), package.packing, strict=True):
-            tape = {e["row"]: e["tiles"] * e["blocks"] * BLOCK_BYTES for e in recipe["tape"]}
-            bodies = {get(b, "sym_name"): b for b in walk(device, "engine.body")}
-            rows = []
-            for number, row in enumerate(walk(device, "engine.row")):
-                body = bodies[get(row, "body")]
-                experts = sum(_expert_bytes(f) for f in walk(body, "engine.fill"))
-                cached = sum(_cache_bytes(f, held) for f in walk(body, *_CACHE_FILLS))
-                rows.append((tape.get(number, 0) + experts, cached))
-            found.append(rows)
-    return found
+    gpus = package.manifest["row_reads"]
+    return [[(row["weights"], _cache_bytes(row, held)) for row in rows] for rows in gpus]
 
 
-_CACHE_FILLS = ("engine.fill_rows", "engine.fill_gathered")
-
-
-def _expert_bytes(fill: Any) -> int:
-    """Bytes of the experts that one token chooses; 0 if the weights come from the tape."""
-    if get(fill, "source") != "experts":
-        return 0
-    first, behind = get(fill, "experts")
-    chosen = min(static_shape(fill.operands[0])[1], behind - first)
-    return int(chosen * get(fill, "tiles") * -(-get(fill, "k") // 32) * BLOCK_BYTES)
-
-
-def _cache_bytes(fill: Any, held: int) -> int:
-    """Bytes of the old rows that one token attends to, every row of a kv head once."""
-    states = list(fill.operands)
-    if name_of(fill) == "engine.fill_gathered":
-        held = min(held, static_shape(states.pop(1))[1])
-    window = get(fill, "window")
-    rows = min(held, window - 1) if window else held
-    heads = min(get(fill, "tasks") // get(fill, "splits"), get(fill, "kv_heads"))
-    return int(heads * rows * sum(static_shape(s)[-1] for s in states) * STATE_BYTES)
+def _cache_bytes(row: dict[str, Any], held: int) -> int:
+    """Bytes of old rows that a row of the table reads, by its manifest entry (tileir/codegen/reads.py)."""
+    cache = row.get("cache")
+    return cache["heads"] * cache["bytes"] * min(held, cache["most"]) if cache else 0
 
 
 def _size(count: int) -> str:
