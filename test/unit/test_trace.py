@@ -3,6 +3,7 @@
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tileir.codegen.kernel import MARKS, STEP_MARKS
 from tileir.errors import TileirError
 from tileir.frontends.torch_export import export_decode
 from tileir.tools import cli
-from tileir.tools.trace import PARTS, Trace, load_trace
+from tileir.tools.trace import PARTS, SCHEMA, Trace, load_trace
 
 # In ns from the step's begin: a contraction, then attention of which the second SM has no task; the step ends at 1000.
 ROWS = ["contract_0", "attend_0"]
@@ -99,8 +100,37 @@ def test_mistakes(tmp_path: Path) -> None:
     (tmp_path / "step.npz").write_text("no archive")
     with pytest.raises(TileirError, match=r"(?s)is no trace.*--save"):
         load_trace(tmp_path / "step.npz")
+    with pytest.raises(TileirError, match="is no trace"):
+        load_trace(tmp_path / "gone.npz")
     with pytest.raises(TileirError, match=r"(?s)no picture.*\.svg"):
         trace().picture(tmp_path / "step.gif")
+
+
+def rewritten(path: Path, clocks: np.ndarray, **changes: Any) -> Path:
+    """A saved trace with other clocks, and other facts; None leaves one out."""
+    trace().save(path)
+    with np.load(path) as held:
+        facts = json.loads(str(held["facts"])) | changes
+    kept = json.dumps({n: v for n, v in facts.items() if v is not None})
+    np.savez(path, clocks=clocks, facts=np.array(kept))
+    return path
+
+
+def test_traces_of_another_version_are_told(tmp_path: Path) -> None:
+    """An old one says nothing of its version, and may have marks of other meanings."""
+    path, clocks = tmp_path / "step.npz", trace().clocks
+    for schema in (None, SCHEMA + 1):
+        said = rf"(?s)schema {schema}; this version reads schema {SCHEMA}.*--save"
+        with pytest.raises(TileirError, match=said):
+            load_trace(rewritten(path, clocks, schema=schema))
+    with pytest.raises(TileirError, match=r"clocks \[2, 3, 9\], not \[sms, 3, 10\]"):
+        load_trace(rewritten(path, clocks[..., :-1]))
+    for change in ({"stream_tbps": None}, {"rows": 3}):
+        with pytest.raises(TileirError, match="is no trace: "):
+            load_trace(rewritten(path, clocks, **change))
+    path.write_bytes(rewritten(path, clocks).read_bytes()[:-50])
+    with pytest.raises(TileirError, match="is no trace: "):
+        load_trace(path)
 
 
 def test_kernels_that_trace_and_those_that_do_not() -> None:

@@ -6,6 +6,8 @@ share, ties them.
 """
 
 import json
+import zipfile
+import zlib
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +18,7 @@ import numpy as np
 
 from tileir.errors import TileirError
 from tileir.package import Package
+from tileir.tools.figures import row_bytes
 from tileir.tools.pictures import pyplot_for
 
 # What warp 0 does between two marks of a row.
@@ -28,6 +31,8 @@ COLOURS = {
     "epilogue": "#66a61e",
 }
 CLOCK_MASK = 0xFFFFFFFF  # what marks hold of a clock
+SCHEMA = 1  # of files; another one when the marks, or what they mean, change
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Trace:
 
     def save(self, path: Path) -> None:
         """As a NumPy archive."""
-        facts = json.dumps({"marks": self.marks, "rows": self.rows, "bytes": self.bytes,
+        facts = json.dumps({"schema": SCHEMA, "marks": self.marks, "rows": self.rows, "bytes": self.bytes,
                             "stream_tbps": self.stream_tbps})  # fmt: skip
         with path.open("wb") as stream:
             np.savez_compressed(stream, clocks=self.clocks, facts=np.array(facts))
@@ -188,8 +193,6 @@ def record_trace(package: Package, weights: Path, position: int, device: str) ->
         raise TileirError("this package does not trace", hint="tileir compile MODEL --trace")
     if not device.startswith("cuda"):
         raise TileirError(f"device {device!r} has no clocks", hint="a GPU traces: cuda:N")
-    from tileir.tools.figures import row_bytes
-
     read = [sum(both) for both in row_bytes(package, position)[0]]
     with closing(package.load(weights, device)) as session:
         clocks = session.trace(position)  # type: ignore[attr-defined]  # a CudaSession, by its device
@@ -198,11 +201,19 @@ def record_trace(package: Package, weights: Path, position: int, device: str) ->
 
 
 def load_trace(path: Path) -> Trace:
-    """A trace that `Trace.save` has written. Raises TileirError."""
+    """A trace that `Trace.save` has written. Raises TileirError for what is none, or of another version."""
+    hint = "`tileir trace PACKAGE --weights WEIGHTS --save PATH` writes one"
     try:
         with np.load(path) as held:
-            return Trace(held["clocks"], **json.loads(str(held["facts"])))
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise TileirError(
-            f"{path} is no trace: {error}", hint="`tileir trace PACKAGE --save PATH` writes one"
-        ) from None
+            clocks, facts = held["clocks"], dict(json.loads(str(held["facts"])))
+        if (schema := facts.pop("schema", None)) != SCHEMA:
+            raise TileirError(
+                f"{path} is a trace of schema {schema}; this version reads schema {SCHEMA}",
+                hint=hint,
+            )
+        found = Trace(clocks, **facts)
+        if clocks.shape[1:] != (rows := len(found.rows) + 1, marks := len(found.marks)):
+            raise ValueError(f"clocks {list(clocks.shape)}, not [sms, {rows}, {marks}]")
+    except _UNREADABLE as error:
+        raise TileirError(f"{path} is no trace: {error}", hint=hint) from None
+    return found
