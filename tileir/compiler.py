@@ -256,20 +256,24 @@ def _manifest(plans: list[Plan], recipes: list[dict[str, Any]]) -> dict[str, Any
 
 
 def _launch(plan: Plan) -> dict[str, Any]:
-    """What a launch may change, and least and most of each."""
+    """What a launch may change, least and most of each, and which of them the driver assembles.
+
+    Those that gain most come first: `tileir tune` tries them in this order.
+    """
     splits = [get(op, "splits") for op in walk(plan.device, "engine.attend")]
     replicas = [get(op, "replicas") for op in walk(plan.device, "engine.channel")]
     tape, most = plan.rings["tape"], max(splits, default=1)
     limits = {
         "tape_window": (tape.window, 1, tape.slots),
-        "alone_bytes": (plan.target.alone_bytes, 0, 1 << 20),
         "splits": (most, 1, most),
+        "alone_bytes": (plan.target.alone_bytes, 0, 1 << 20),
         "replicas": (CONSTANTS["replicas"], 1, max(replicas, default=1)),
         "poll_sleep_ns": (CONSTANTS["poll_sleep_ns"], 0, 1000),
     }
     return {
         "launch": {name: value for name, (value, *_) in limits.items()},
         "launch_limits": {name: [least, most] for name, (_, least, most) in limits.items()},
+        "launch_constants": [name for name in limits if name in CONSTANTS],
     }
 
 

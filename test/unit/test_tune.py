@@ -1,9 +1,10 @@
 """Tuning on sessions that are made up: a step's time is a function of the launch parameters, plus noise and drift."""
 
+import inspect
 import json
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import log2
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,15 @@ from tileir.package import Package
 from tileir.runtime import probes
 from tileir.runtime.weights_check import check_weights
 from tileir.target import TARGETS, find_target
+from tileir.tools.cli import tune
 from tileir.tools.drawn import DrawnWeights
-from tileir.tools.search import grid, search
-from tileir.tools.tune import tune_session
+from tileir.tools.search import Space, grid, search
+from tileir.tools.tune import launch_space, tune_session
 
-LIMITS = {"tape_window": [1, 12], "alone_bytes": [0, 1 << 20]}
-START = {"tape_window": 3, "alone_bytes": 32768}
+# Of neither of which anything special is known; and attention's, which stay.
+LIMITS = {"tape_window": [1, 12], "some_bytes": [0, 1 << 20]}
+START = {"tape_window": 3, "some_bytes": 32768, "splits": 1, "alone_bytes": 0}
+BEST = START | {"tape_window": 8, "some_bytes": 4096}
 Price = Callable[[dict[str, int]], float]
 
 
@@ -37,13 +41,16 @@ def flat(launch: dict[str, int]) -> float:
 
 def bowl(launch: dict[str, int]) -> float:
     """Best at 8 and 4096."""
-    window, alone = launch["tape_window"], launch["alone_bytes"]
-    return 1.0 + 0.01 * abs(window - 8) + 0.004 * abs(log2(alone + 1) - 12)
+    window, some = launch["tape_window"], launch.get("some_bytes", 4095)
+    return 1.0 + 0.01 * abs(window - 8) + 0.004 * abs(log2(some + 1) - 12)
 
 
 @dataclass
 class Session:
-    """price: ms of a step. noise: of each launch, relative; drift: of each after the one before."""
+    """price: ms of a step. noise: of each launch, relative; drift: of each after the one before.
+
+    constants: parameters whose values the driver assembles, in 3 s.
+    """
 
     price: Price
     noise: float = 0.0005
@@ -53,16 +60,26 @@ class Session:
     seconds: float = 0.0
     timed: list[dict[str, int]] = field(default_factory=list)
     seed: int = 0
+    constants: tuple[str, ...] = ()
     closed: bool = False
 
     def __post_init__(self) -> None:
         self._random = np.random.default_rng(self.seed)
+        self.assembled = {self._constants()}
+        self.steps = set[int]()
+
+    def _constants(self) -> tuple[int, ...]:
+        return tuple(self.launch[name] for name in self.constants)
 
     def time_steps(self, steps: int, position: int) -> float:
         self.timed.append(dict(self.launch))
+        self.steps.add(steps)
         slower = (1 + self.drift) ** len(self.timed)
         ms = self.price(self.launch) * slower * (1 + self.noise * self._random.normal())
         self.seconds += ms * steps / 1e3
+        if self._constants() not in self.assembled:
+            self.assembled.add(self._constants())
+            self.seconds += 3
         return ms
 
     def logits(self, ids: Any) -> np.ndarray:
@@ -80,13 +97,15 @@ class Session:
 
 
 def searched(session: Session, seconds: float = 60) -> Any:
-    return search(session, LIMITS, seconds, 1024, session.now)
+    return search(session, Space(LIMITS), seconds, 1024, session.now)
 
 
 def test_the_grid() -> None:
     assert grid(1, 4) == [1, 2, 3, 4]
     assert grid(0, 1024) == [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
     assert grid(5, 300) == [8, 16, 32, 64, 128, 256]
+    assert grid(0, 1000, few=True) == [0, 1, 8, 64, 512]
+    assert grid(1, 2, few=True) == [1, 2]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -95,7 +114,7 @@ def test_the_optimum_is_found(seed: int, drift: float) -> None:
     session = Session(bowl, drift=drift, seed=seed)
     found = searched(session)
     assert found.finished
-    assert found.launch == session.launch == {"tape_window": 8, "alone_bytes": 4096}
+    assert found.launch == session.launch == BEST
     assert {t.value for t in found.trials if t.name == "tape_window"} == set(range(1, 13))
 
 
@@ -118,7 +137,7 @@ def test_what_is_kept_depends_on_more_than_the_gain() -> None:
     assert searched(Session(price, noise=0.1)).launch["tape_window"] == 3
 
 
-@pytest.mark.parametrize("seconds", [4, 10, 20])
+@pytest.mark.parametrize("seconds", [3, 5, 8])
 def test_time_is_kept(seconds: float) -> None:
     session = Session(bowl)
     found = searched(session, seconds)
@@ -129,7 +148,7 @@ def test_time_is_kept(seconds: float) -> None:
 
 
 def test_too_little_time_is_told() -> None:
-    with pytest.raises(TileirError, match="1 seconds do not suffice to time 30 launches"):
+    with pytest.raises(TileirError, match="1 seconds do not suffice to time 30 launches of 48 st"):
         searched(Session(bowl), 1)
 
 
@@ -139,7 +158,138 @@ def test_parameters_that_cannot_be_better_take_one_pair() -> None:
 
     session = Session(price)
     found = searched(session)
-    assert len(session.timed) == 30 + 2 * len(found.trials)
+    assert len(session.timed) == 1 + 30 + 2 * len(found.trials)
+
+
+def test_parameters_that_gain_nothing_take_three_pairs_or_all() -> None:
+    session = Session(flat, noise=0.0)
+    found = searched(session)
+    assert len(session.timed) == 1 + 30 + 6 * len(found.trials)
+
+
+@pytest.mark.parametrize(("ms", "steps"), [(0.3, 64), (1.0, 50), (3.6, 16), (40.0, 16)])
+def test_launches_are_short(ms: float, steps: int) -> None:
+    session = Session(lambda launch: ms, noise=0.0)
+    searched(session, 30 * 16 * 40 / 1e3 + 5)
+    assert session.seconds > 0
+    assert session.steps == {64, steps}
+
+
+def times(session: Session, name: str) -> list[int]:
+    """The values of a parameter in the order of their first launches, the first one left out."""
+    return list(dict.fromkeys(launch[name] for launch in session.timed))[1:]
+
+
+ALL = {"tape_window": 3, "splits": 4, "alone_bytes": 32768, "replicas": 1, "poll_sleep_ns": 0}
+ALL_LIMITS = {
+    "poll_sleep_ns": [0, 1000], "replicas": [1, 2], "tape_window": [1, 4], "splits": [1, 4],
+    "alone_bytes": [0, 1 << 20], "another": [0, 1],
+}  # fmt: skip
+CONSTANTS = ("replicas", "poll_sleep_ns")
+
+
+def with_caches(*caches: dict[str, int], launch: dict[str, int]) -> Package:
+    """A package of these launch parameters, whose rows read these caches."""
+    held = package()
+    rows = [{"weights": 4096}, *({"weights": 0, "cache": {"heads": 1} | c} for c in caches)]
+    facts = {"launch": launch, "launch_limits": ALL_LIMITS, "row_reads": [rows]}
+    return replace(held, manifest=held.manifest | facts)
+
+
+def attention(size: int, most: int = 8192, splits: int = 4) -> dict[str, int]:
+    return {"bytes": size, "most": most, "splits": splits}
+
+
+def test_values_that_act_alike_are_tried_once() -> None:
+    """At position 900, a head of 256 bytes a position is alone from 231 to 247 KB on, one of 128 from 115 to 123."""
+    launch = ALL | {"another": 0}
+    held = with_caches(attention(256), attention(128), attention(256), launch=launch)
+    space = launch_space(held, 900)
+    assert space.values("alone_bytes", launch) == [131072, 262144]
+    assert space.values("alone_bytes", launch | {"alone_bytes": 1 << 20}) == [131072, 65536]
+    assert space.values("splits", launch) == [3, 2, 1]
+    assert space.values("another", launch) == [1]
+    # Rows that one split takes alone ask for no number of splits.
+    assert space.values("splits", launch | {"alone_bytes": 262144}) == []
+    assert space.values("splits", launch | {"alone_bytes": 131072}) == [3, 2, 1]
+
+
+def test_windows_and_single_splits_bound_what_is_tried() -> None:
+    launch = ALL | {"another": 0}
+    window = with_caches(attention(256, most=99), attention(256, splits=1), launch=launch)
+    space = launch_space(window, 900)
+    # 99 rows are alone from 25,344 bytes on, at every position behind.
+    assert space.values("alone_bytes", launch) == [16384]
+    assert space.values("splits", launch | {"alone_bytes": 0}) == [3, 2, 1]
+    single = launch_space(with_caches(attention(256, splits=1), launch=launch), 900)
+    assert single.values("alone_bytes", launch) == single.values("splits", launch) == []
+    two = launch_space(with_caches(attention(256, splits=2), launch=launch), 900)
+    assert two.values("splits", launch) == [1]
+
+
+def test_a_position_that_becomes_alone_within_a_launch_is_a_case_of_its_own() -> None:
+    launch = ALL | {"another": 0}
+    space = launch_space(with_caches(attention(256), launch=launch), 1000)
+    assert space.values("alone_bytes", launch) == [262144, 524288]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_assembled_comes_last_and_alike_values_are_not_timed(seed: int) -> None:
+    """Also where the manifest names the constants first."""
+
+    def price(launch: dict[str, int]) -> float:
+        alone = launch["alone_bytes"] >= 256 * 963
+        sleep = {0: 0.0, 64: -0.02}.get(launch["poll_sleep_ns"], 0.01)
+        return 1 + 0.05 * (launch["tape_window"] != 4) + 0.03 * (not alone) + sleep
+
+    session = Session(price, launch=ALL | {"another": 0}, constants=CONSTANTS, seed=seed)
+    held = with_caches(attention(256), launch=dict(session.launch))
+    found = search(session, launch_space(held, 900), 60, 900, session.now)
+    assert found.finished
+    best = ALL | {"another": 0, "tape_window": 4, "alone_bytes": 262144, "poll_sleep_ns": 64}
+    assert found.launch == best
+    # Once a constant has changed all are tried again: 131072 acts as 32768 did.
+    tried = [t.value for t in found.trials if t.name == "alone_bytes"]
+    assert tried == [262144, 131072]
+    assert times(session, "another") == [1]
+    constants = [tuple(t[name] for name in CONSTANTS) for t in session.timed]
+    first = next(i for i, c in enumerate(constants) if c != (1, 0))
+    before = session.timed[:first]
+    assert {t["another"] for t in before} == {0, 1}
+    assert {t["tape_window"] for t in before} == {1, 2, 3, 4}
+    assert times(session, "poll_sleep_ns") == [1, 8, 64, 512]
+
+
+# ms of a step, bytes of a kv head's old row, splits.
+SHAPES = {"SmolLM2-135M": (0.31, 256, 18), "Llama-3.1-8B": (3.6, 512, 16)}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("noise", [0.0005, 0.002])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_default_time_suffices_for_real_models(shape: str, noise: float, seed: int) -> None:
+    ms, size, splits = SHAPES[shape]
+
+    def price(launch: dict[str, int]) -> float:
+        factor = 1 + 0.01 * abs(launch["tape_window"] - 5) + 0.004 * abs(launch["splits"] - 12)
+        return ms * (
+            factor + 0.02 * (launch["poll_sleep_ns"] > 0) - 0.03 * (launch["replicas"] > 1)
+        )
+
+    launch = ALL | {"splits": splits}
+    limits = {
+        "tape_window": [1, 12], "splits": [1, splits], "alone_bytes": [0, 1 << 20],
+        "replicas": [1, 2], "poll_sleep_ns": [0, 1000],
+    }  # fmt: skip
+    held = with_caches(attention(size, splits=splits), launch=launch)
+    held = replace(held, manifest=held.manifest | {"launch_limits": limits})
+    session = Session(price, noise, launch=launch, constants=CONSTANTS, seed=seed)
+    default = inspect.signature(tune).parameters["seconds"].default
+    found = search(session, launch_space(held, 1024), default, 1024, session.now)
+    assert found.finished
+    assert session.seconds < default
+    assert (found.launch["replicas"], found.launch["poll_sleep_ns"]) == (2, 0)
+    assert abs(found.launch["tape_window"] - 5) <= 1
 
 
 def tuned(monkeypatch: pytest.MonkeyPatch, session: Session) -> Any:
@@ -151,19 +301,18 @@ def tuned(monkeypatch: pytest.MonkeyPatch, session: Session) -> Any:
 def test_only_the_launch_of_a_package_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(bowl, change=0.005)
     result, held = tuned(monkeypatch, session)
-    best = {"tape_window": 8, "alone_bytes": 4096}
     assert result.package.files == held.files
-    assert result.package.manifest == held.manifest | {"launch": best}
+    assert result.package.manifest == held.manifest | {"launch": BEST}
     assert held.manifest["launch"] == START
     table = result.table()
     assert "kept" in table
-    assert "ms a step with tape_window 8, alone_bytes 4096" in table
+    assert "ms a step with tape_window 8, some_bytes 4096, splits 1" in table
 
 
 @pytest.mark.parametrize("change", [0.6, float("nan")])
 def test_another_program_is_not_saved(change: float, monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(bowl, change=change)
-    with pytest.raises(TileirError, match="tape_window 8, alone_bytes 4096 logits differ"):
+    with pytest.raises(TileirError, match=r"tape_window 8, some_bytes 4096, .* logits differ"):
         tuned(monkeypatch, session)
 
 

@@ -1,5 +1,6 @@
 """Fitting to the GPU at hand: a package's launch parameters, and a target's measured figures. No compiler is needed."""
 
+from collections.abc import Hashable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from tileir.errors import DeviceError, PackageError, TileirError
 from tileir.package import Package
 from tileir.target import Target, target_text
 from tileir.tools.drawn import DrawnWeights
-from tileir.tools.search import STEPS, Found, Timed, search
+from tileir.tools.search import STEPS, Found, Space, Timed, search
 
 CHECKED = 128  # forced tokens
 # By which a position's logits may differ: root mean square over that of logits. Sums in another order round otherwise,
@@ -83,10 +84,31 @@ def tune_session(package: Package, session: Tunable, seconds: float, position: i
     # Ids without a pattern, the same ones each time.
     ids = np.random.default_rng(0).integers(m["vocabulary"], size=min(CHECKED, m["context"]))
     before = session.logits(ids.tolist())
-    found = search(session, m["launch_limits"], seconds, position)
+    found = search(session, launch_space(package, position), seconds, position)
     after = session.logits(ids.tolist())
     _check_same(before, after, found.launch)
     return Tuned(replace(package, manifest=m | {"launch": found.launch}), found, seconds)
+
+
+def launch_space(package: Package, position: int) -> Space:
+    """The launches of a package that differ in STEPS steps from a position on.
+
+    Attention's parameters do nothing where a split takes all old rows alone, whatever the parameter (loaders.py).
+    """
+    m = package.manifest
+    caches = [row["cache"] for row in m["row_reads"][0] if "cache" in row]
+    split = sorted({(c["bytes"], c["most"], c["splits"]) for c in caches if c["splits"] > 1})
+
+    def acts(launch: dict[str, int]) -> Hashable:
+        others = {n: v for n, v in launch.items() if n not in ("alone_bytes", "splits")}
+        found = []
+        for size, most, splits in split:
+            old = [min(at, most) for at in range(position, position + STEPS)]
+            alone = sum(rows * size <= launch["alone_bytes"] for rows in old)
+            found.append((alone, min(launch["splits"], splits) if alone < STEPS else 1))
+        return *others.items(), *found
+
+    return Space(m["launch_limits"], m["launch_constants"], acts)
 
 
 def measure_target(path: Path, base: Target, device: str) -> str:
