@@ -59,12 +59,13 @@ class Step(torch.nn.Module):
         angles = torch.cat([angles, angles], -1)
         self.register_buffer("cos", angles.cos().to(model.dtype))
         self.register_buffer("sin", angles.sin().to(model.dtype))
-        self.register_buffer("mask", columns[None] <= columns[:, None])
+        self.register_buffer("columns", columns)
 
     def forward(self, token: Any, position: Any) -> Any:
         c, functional = self.c, torch.nn.functional
         x = self.model.model.embed_tokens(token)
-        cos, sin, mask = self.cos[position], self.sin[position], self.mask[position][None, None]
+        cos, sin = self.cos[position], self.sin[position]
+        mask = (self.columns[None] <= position[:, None])[None, None]
         heads, kv, size = c.num_attention_heads, c.num_key_value_heads, c.head_dim
 
         def rope(t: Any) -> Any:

@@ -145,7 +145,7 @@ def package_of(module: Any, target: Target, progress: Progress | None = None) ->
         clock("generate code")
         _, facts = assemble(ptx, target)
         decode = facts[DECODE]
-        if decode.spill_bytes:
+        if decode.spill_bytes and not plans[0].trace_bytes:
             raise TileirError(
                 f"the kernel spills {decode.spill_bytes} bytes of registers",
                 hint="the reference device runs the model",
@@ -265,6 +265,7 @@ def _launch(plan: Plan) -> dict[str, Any]:
     tape, most = plan.rings["tape"], max(splits, default=1)
     limits = {
         "tape_window": (tape.window, 1, tape.slots),
+        "fed_window": (tape.fed_window, 1, tape.slots),
         "splits": (most, 1, most),
         "alone_bytes": (plan.target.alone_bytes, 0, 1 << 20),
         "replicas": (CONSTANTS["replicas"], 1, max(replicas, default=1)),

@@ -28,6 +28,8 @@ class Target:
     smem_bytes: dynamic shared memory a block may have.
     slot_bytes: bytes of one ring slot, a multiple of 1024.
     window: copies of a ring on their way at once; their bytes, over a copy's latency, bound the bandwidth.
+    fed_window: as many, at most, while no more than a quarter of the ring is free: then nobody starves, and exchanges
+    need not queue behind copies.
     alone_bytes: old rows of a kv head, keys and values, that one split takes alone at most: more are worth a combine.
     stream_tbps: measured streaming read, TB/s; hop_us: one packet exchange, µs. Both feed the cost model.
     packet_us, packet_word_us: measured exchange among all SMs by packets, µs: to begin, and for each 32-bit word that
@@ -47,6 +49,7 @@ class Target:
     smem_bytes: int
     slot_bytes: int
     window: int
+    fed_window: int
     alone_bytes: int
     stream_tbps: float
     hop_us: float
@@ -87,6 +90,7 @@ _H100 = Target(
     smem_bytes=232448,
     slot_bytes=16384,
     window=3,
+    fed_window=3,
     alone_bytes=32768,
     stream_tbps=3.12,
     hop_us=1.0,
@@ -109,6 +113,9 @@ TARGETS = {
         replace(
             _H100,
             name="h200",
+            window=6,
+            fed_window=2,
+            alone_bytes=65536,
             stream_tbps=4.65,
             packet_us=0.62,
             packet_word_us=0.103e-3,
@@ -144,6 +151,7 @@ _WHOLE = {
     "smem_bytes": (1024, 1 << 30, 1),
     "slot_bytes": (1024, 1 << 20, 1024),
     "window": (1, 64, 1),
+    "fed_window": (1, 64, 1),
     "alone_bytes": (0, 1 << 20, 1),
     "ptx": (0, 999, 1),
 }

@@ -123,6 +123,9 @@ def test_a_kernel_that_spills_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("tileir.compiler.assemble", tight)
     with pytest.raises(TileirError, match="spills 4 bytes of registers"):
         compiled()
+    # One that traces may: clocks take registers, and what it says comes before what it costs.
+    traced = tileir.compile(export_decode(tiny_llama(), 64), target="h100", trace=True)
+    assert traced.manifest["assembled"]["spill_bytes"] == 4
 
 
 @pytest.mark.parametrize("queries", [1, 7, 8, 16])

@@ -14,9 +14,9 @@
 module attributes {tileir.level = "engine"} {
   // CHECK: "engine.device"() ({
   "engine.device"() ({
-    // CHECK: "engine.ring"() {slot_bytes = 65536 : i64, slots = 4 : i64, smem_offset = 0 : i64, sym_name = "tape", window = 3 : i64}
-    "engine.ring"() {sym_name = "tape", slots = 4 : i64, slot_bytes = 65536 : i64, window = 3 : i64, smem_offset = 0 : i64} : () -> ()
-    "engine.ring"() {sym_name = "state", slots = 3 : i64, slot_bytes = 65536 : i64, window = 2 : i64, smem_offset = 262144 : i64} : () -> ()
+    // CHECK: "engine.ring"() {fed_window = 3 : i64, slot_bytes = 65536 : i64, slots = 4 : i64, smem_offset = 0 : i64, sym_name = "tape", window = 3 : i64}
+    "engine.ring"() {sym_name = "tape", slots = 4 : i64, slot_bytes = 65536 : i64, window = 3 : i64, fed_window = 3 : i64, smem_offset = 0 : i64} : () -> ()
+    "engine.ring"() {sym_name = "state", slots = 3 : i64, slot_bytes = 65536 : i64, window = 2 : i64, fed_window = 2 : i64, smem_offset = 262144 : i64} : () -> ()
     // CHECK: "engine.buffer"() {kind = "tensor", offset = 0 : i64, sym_name = "embed"} : () -> tensor<128x64xbf16, "buffer">
     %table = "engine.buffer"() {sym_name = "embed", kind = "tensor", offset = 0 : i64} : () -> !table
     // CHECK: "engine.state"() {offset = 0 : i64, sym_name = "k"} : () -> tensor<1x16x32xbf16, "state">

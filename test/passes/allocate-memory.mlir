@@ -9,7 +9,7 @@
 
 // CHECK-LABEL: engine.device
 // CHECK: engine.ring
-// CHECK-SAME: barrier_offset = 219392 : i64, slot_bytes = 16384 : i64, slots = 10 : i64, smem_offset = 0 : i64, sym_name = "tape", window = 3 : i64
+// CHECK-SAME: barrier_offset = 219392 : i64, fed_window = 3 : i64, slot_bytes = 16384 : i64, slots = 10 : i64, smem_offset = 0 : i64, sym_name = "tape", window = 3 : i64
 // CHECK: engine.ring
 // CHECK-SAME: barrier_offset = 219552 : i64, {{.*}}slots = 3 : i64, smem_offset = 163840 : i64, sym_name = "state", window = 2 : i64
 // CHECK: offset = 0 : i64, sym_name = "norm"
@@ -27,8 +27,8 @@
 // CHECK-SAME: x_offset = 212992 : i64
 module attributes {tileir.level = "engine"} {
   "engine.device"() ({
-    "engine.ring"() {sym_name = "tape", slots = 3 : i64, slot_bytes = 16384 : i64, window = 3 : i64} : () -> ()
-    "engine.ring"() {sym_name = "state", slots = 3 : i64, slot_bytes = 16384 : i64, window = 3 : i64} : () -> ()
+    "engine.ring"() {sym_name = "tape", slots = 3 : i64, slot_bytes = 16384 : i64, window = 3 : i64, fed_window = 3 : i64} : () -> ()
+    "engine.ring"() {sym_name = "state", slots = 3 : i64, slot_bytes = 16384 : i64, window = 3 : i64, fed_window = 3 : i64} : () -> ()
     %norm = "engine.buffer"() {sym_name = "norm", kind = "tensor"} : () -> tensor<600xbf16, "buffer">
     %rope = "engine.buffer"() {sym_name = "rope", kind = "rope"} : () -> tensor<64x8x2xf32, "buffer">
     %k = "engine.state"() {sym_name = "k"} : () -> tensor<2x64x16xbf16, "state">

@@ -46,7 +46,7 @@
 // CHECK: "engine.row"() {body = "contract_0", names = ["qkv_1", "qkv_2", "n1", "v"], phase = 2 : i64, rotation = 3 : i64, stage = 2 : i64, tile_base = 0 : i64, weights = ["w1"]}
 // CHECK: "engine.row"() {body = "contract_1", names = ["qkv_2", "linear_0"], phase = 3
 // CHECK: consumer_warps = 4 : i64, context = 64 : i64, devices = 1 : i64, index = 0 : i64, page = 0 : i64, sequences = 1 : i64, sms = 4 : i64, tokens = 1 : i64, vocabulary = 128 : i64
-module attributes {tileir.level = "tile", tileir.context = 64 : i64, tileir.vocabulary = 128 : i64, tileir.roles = {consumer = 4 : i64}, tileir.rings = {slot_bytes = 65536 : i64, window = 3 : i64}} {
+module attributes {tileir.level = "tile", tileir.context = 64 : i64, tileir.vocabulary = 128 : i64, tileir.roles = {consumer = 4 : i64}, tileir.rings = {fed_window = 3 : i64, slot_bytes = 65536 : i64, window = 3 : i64}} {
   func.func @step() -> !x {
     %table = "tile.buffer"() {sym_name = "embed", kind = "tensor"} : () -> !table
     %n0 = "tile.buffer"() {sym_name = "n0", kind = "tensor"} : () -> !w

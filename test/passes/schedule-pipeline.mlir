@@ -7,7 +7,7 @@
 !h = tensor<1x192xbf16, "channel">
 !table = tensor<128x64xbf16, "buffer">
 
-// CHECK: tileir.rings = {slot_bytes = {{[0-9]+}} : i64, window = 3 : i64}
+// CHECK: tileir.rings = {fed_window = 3 : i64, slot_bytes = {{[0-9]+}} : i64, window = 3 : i64}
 // CHECK-LABEL: func.func @step
 // CHECK: tile.map
 // CHECK: phase = 0 : i64, rotation = 0 : i64

@@ -9,10 +9,10 @@
 // PATHS: channel candidates_0, 2 copies: row 8 (select_0) reads step 1's → record of row 7 (contract_3) in step 2 → row 8 (select_0) → row 7 (contract_3) writes step 3's
 
 // CHECK: tileir.level = "engine"
-module attributes {tileir.context = 32 : i64, tileir.level = "engine", tileir.page = 0 : i64, tileir.rings = {slot_bytes = 65536 : i64, window = 3 : i64}, tileir.roles = {consumer = 4 : i64, loader_registers = 64 : i64, registers = 104 : i64, state = 1 : i64, tape = 1 : i64}, tileir.sequences = 1 : i64, tileir.target = "virtual", tileir.tokens = 1 : i64, tileir.vocabulary = 64 : i64} {
+module attributes {tileir.context = 32 : i64, tileir.level = "engine", tileir.page = 0 : i64, tileir.rings = {fed_window = 3 : i64, slot_bytes = 65536 : i64, window = 3 : i64}, tileir.roles = {consumer = 4 : i64, loader_registers = 64 : i64, registers = 104 : i64, state = 1 : i64, tape = 1 : i64}, tileir.sequences = 1 : i64, tileir.target = "virtual", tileir.tokens = 1 : i64, tileir.vocabulary = 64 : i64} {
   "engine.device"() ({
-    "engine.ring"() {barrier_offset = 986880 : i64, slot_bytes = 65536 : i64, slots = 12 : i64, smem_offset = 0 : i64, sym_name = "tape", window = 3 : i64} : () -> ()
-    "engine.ring"() {barrier_offset = 987072 : i64, slot_bytes = 65536 : i64, slots = 3 : i64, smem_offset = 786432 : i64, sym_name = "state", window = 2 : i64} : () -> ()
+    "engine.ring"() {barrier_offset = 986880 : i64, fed_window = 3 : i64, slot_bytes = 65536 : i64, slots = 12 : i64, smem_offset = 0 : i64, sym_name = "tape", window = 3 : i64} : () -> ()
+    "engine.ring"() {barrier_offset = 987072 : i64, fed_window = 2 : i64, slot_bytes = 65536 : i64, slots = 3 : i64, smem_offset = 786432 : i64, sym_name = "state", window = 2 : i64} : () -> ()
     %0 = "engine.buffer"() {kind = "tensor", offset = 0 : i64, sym_name = "model.embed_tokens.weight"} : () -> tensor<64x32xbf16, "buffer">
     %1 = "engine.buffer"() {kind = "tensor", offset = 4096 : i64, sym_name = "model.layers.0.input_layernorm.weight"} : () -> tensor<32xbf16, "buffer">
     %2 = "engine.buffer"() {inv_freq = dense<[1.000000e+00, 0.316227764, 1.000000e-01, 0.0316227786, 0.00999999977, 0.00316227786, 1.000000e-03, 3.16227786E-4]> : tensor<8xf32>, kind = "rope", offset = 4352 : i64, scale = 1.000000e+00 : f64, sym_name = "rope_0"} : () -> tensor<32x8x2xf32, "buffer">

@@ -428,7 +428,7 @@ def test_candidates_need_two_copies() -> None:
 def test_a_copy_brings_what_is_there_when_it_lands() -> None:
     """So a row that is written again too early is seen."""
     scheduler = protocol.Scheduler(0)
-    copies, ring = protocol.CopyEngine(scheduler), protocol.Ring("ring", 2, 2, 1)
+    copies, ring = protocol.CopyEngine(scheduler), protocol.Ring("ring", 2, 2, 2, 1)
     source = np.zeros(4)
     copies.start(ring, 0, lambda: (source.copy(),))
     source[:] = 1
@@ -436,6 +436,21 @@ def test_a_copy_brings_what_is_there_when_it_lands() -> None:
     scheduler.add("copies", copies.role())
     list(scheduler.run())
     assert (ring.read(0)[0] == 1).all()
+
+
+def test_a_fed_ring_has_fewer_copies_on_their_way() -> None:
+    """Eight slots that nobody empties: up to the last two but one use copies go out four at a time, then one."""
+    ring, waits = protocol.Ring("ring", 8, 4, 1, 1), []
+
+    class Copies:
+        def start(self, ring: Any, use: int, _copy: Any) -> None:
+            waits.append([])
+
+    for use in range(8):
+        waited = [wait.key for wait in ring.fill(use, lambda: (), Copies())]  # type: ignore[arg-type]
+        landed = [i for i, full in enumerate(ring.full) if full in waited]
+        waits[use] = [use - i for i in landed]
+    assert waits == [[], [], [], [], [4], [4], [1], [1]]
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,13 @@ def load(kind: str, pointer: Value, align: int, **how: Any) -> Value:
     return llvm.load(type_of(kind), pointer, alignment=align, **how)
 
 
+def load_if(condition: Value, pointer: Value, otherwise: Value) -> Value:
+    """ld.relaxed.gpu of an i64 if the condition holds; without a branch, so that loads go out together."""
+    text = "{ .reg .pred p; setp.ne.u32 p, $3, 0; @p ld.relaxed.gpu.global.b64 $0, [$2]; }"
+    operands = [otherwise, pointer, i32(condition)]
+    return llvm.inline_asm(otherwise.type, operands, text, "=l,0,l,r", has_side_effects=True)
+
+
 def constant_load(kind: str, pointer: Value, align: int) -> Value:
     """A load from memory that nobody writes while the kernel runs."""
     return load(kind, pointer, align, invariant=True)
@@ -375,6 +382,16 @@ def clock_low(thread: Value) -> Value:
     """
     text = "{ .reg .pred p; setp.eq.u32 p, $1, 0; mov.u32 $0, 0; @p mov.u32 $0, %clock; }"
     return llvm.inline_asm(thread.type, [thread], text, "=r,r", has_side_effects=True)
+
+
+def clock_behind(thread: Value, shared: Value) -> Value:
+    """As `clock_low`, once a word of shared memory can be read."""
+    text = (
+        "{ .reg .pred p; .reg .b32 w; setp.eq.u32 p, $1, 0; mov.u32 w, -1; mov.u32 $0, 0; "
+        "@p ld.volatile.shared.u32 w, [$2]; setp.ne.u32 p, w, -1; @p mov.u32 $0, %clock; }"
+    )
+    operands = [thread, llvm.ptrtoint(type_of("i32"), shared)]
+    return llvm.inline_asm(thread.type, operands, text, "=r,r,r", has_side_effects=True)
 
 
 def global_timer() -> Value:

@@ -11,7 +11,7 @@ from tileir.codegen.plan import Body
 from tileir.dialect.attributes import get, static_shape
 
 Value = Any
-COMBINE_BATCH = 3
+COMBINE_BATCH = 4
 
 
 def combine(k: Kernel, body: Body) -> None:

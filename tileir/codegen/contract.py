@@ -11,7 +11,7 @@ from typing import Any
 
 from tileir.codegen import builder as b
 from tileir.codegen.epilogue import Rows, fetch_segment, run_segment, words_of
-from tileir.codegen.exchange import PACKET_BYTES, poll, publish_pair
+from tileir.codegen.exchange import PACKET_BYTES, poll_many, publish_pair
 from tileir.codegen.kernel import BEST, SQUARES, Kernel
 from tileir.codegen.plan import Body
 from tileir.dialect.attributes import get, name_of, walk
@@ -34,11 +34,11 @@ def contract(k: Kernel, body: Body, slot: Value, parity: Value) -> list[Value]:
     norm = _receive(k, body)
     received = k.clock()
     k.consumers_meet()
-    met = k.clock()
+    met = k.meeting_clock()
     slot, parity = weights.multiply(slot, parity, *blocks)
     multiplied = k.clock()
     k.consumers_meet()
-    joined = k.clock()
+    joined = k.meeting_clock()
     _emit(k, body, first, count, norm, words)
     k.note(received=received, met=met, multiplied=multiplied, joined=joined)
     return [slot, parity]
@@ -126,7 +126,7 @@ def _poll_some(k: Kernel, channel: Value, pairs: int, firsts: list[int]) -> list
             places.append(b.at(own, b.i64(offset * PACKET_BYTES)))
 
     def ask() -> list[Value]:
-        return poll(k, places, k.tid, together=True)
+        return poll_many(k, places, k.tid)
 
     if begin + threads - 32 < pairs:
         return ask()

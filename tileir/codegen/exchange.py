@@ -4,6 +4,7 @@ The writer stores payload and epoch at once; the reader polls until the epoch ma
 reset (hopper-facts: tagged exchange).
 """
 
+from collections.abc import Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -51,15 +52,49 @@ def poll(k: Kernel, pointers: list[Value], detail: Value, *, together: bool = Fa
 
     def attempt() -> tuple[Value, list[Value]]:
         words = [b.load("i64", p, 8, **b.RELAXED) for p in pointers]
-        ready = reduce(arith.andi, [b.eq(b.i32(w >> 32), k.epoch) for w in words])
+        ready = _all_came(k, words)
         return (b.vote_all(ready) if together else ready), words
 
     agree = b.vote_all if together else lambda go: go
     report = partial(k.report, PACKET, detail)
-
-    def pause() -> None:
-        nap = k.constant("poll_sleep_ns")
-        b.if_(b.ne(nap, 0), lambda: b.nanosleep(nap))
-
-    words = k.spin(attempt, ["i64"] * len(pointers), report, agree=agree, pause=pause)
+    types = ["i64"] * len(pointers)
+    words = k.spin(attempt, types, report, agree=agree, pause=partial(_pause, k))
     return [b.i32(w) for w in words]
+
+
+def poll_many(k: Kernel, pointers: list[Value], detail: Value) -> list[Value]:
+    """As poll, together, but who waits asks again for what has not come alone.
+
+    Every SM asks for all values of a wide stage: asking for all of them again and again would take a part of L2's
+    bandwidth from the weights.
+    """
+
+    def ask() -> list[Value]:
+        return [b.load("i64", p, 8, **b.RELAXED) for p in pointers]
+
+    def attempt(*words: Value) -> tuple[Value, list[Value]]:
+        late = [b.negate(_came(k, word)) for word in words]
+        words = tuple(map(b.load_if, late, pointers, words))
+        return b.vote_all(_all_came(k, words)), list(words)
+
+    def wait() -> list[Value]:
+        report = partial(k.report, PACKET, detail)
+        pause = partial(_pause, k)
+        return k.spin(attempt, types, report, agree=b.vote_all, pause=pause, before=first)
+
+    first, types = ask(), ["i64"] * len(pointers)
+    words = b.if_(b.vote_all(_all_came(k, first)), lambda: first, wait, types)
+    return [b.i32(w) for w in words]
+
+
+def _came(k: Kernel, word: Value) -> Value:
+    return b.eq(b.i32(word >> 32), k.epoch)
+
+
+def _all_came(k: Kernel, words: Sequence[Value]) -> Value:
+    return reduce(arith.andi, [_came(k, word) for word in words])
+
+
+def _pause(k: Kernel) -> None:
+    nap = k.constant("poll_sleep_ns")
+    b.if_(b.ne(nap, 0), lambda: b.nanosleep(nap))

@@ -41,6 +41,7 @@ ARGUMENTS = {
     "stop_count": "i32",
     "traced_epoch": "i32",  # of the step that a kernel which traces takes note of
     "tape_window": "i32",  # copies of the tape on their way at once
+    "fed_window": "i32",  # as many, at most, while no more than a quarter of the ring is free
     "alone_bytes": "i32",  # old rows of a kv head, k and v, that one split takes alone
     "splits": "i32",  # that take old rows, at most, where they are more
     "limit": "i64",
@@ -194,6 +195,11 @@ class Kernel:
         """The low word of thread 0's clock, to be noted when nobody waits for its warp; None if nothing is traced."""
         return b.clock_low(self.tid) if self.plan.trace_bytes else None
 
+    def meeting_clock(self) -> Value:
+        """As `clock`, right behind `consumers_meet`: a warp goes on behind a barrier until it needs its memory."""
+        heart = b.at(self.scratch, None, HEART)
+        return b.clock_behind(self.tid, heart) if self.plan.trace_bytes else None
+
     def note(self, **marks: Value) -> None:
         """Thread 0, in the traced step: these marks of the row go where the host finds them."""
 
@@ -250,32 +256,34 @@ class Kernel:
 
     def spin(
         self,
-        attempt: Callable[[], tuple[Value, list[Value]]],
+        attempt: Callable[..., tuple[Value, list[Value]]],
         types: Sequence[str],
         report: Callable[[], Value],
         every: int = 64,
         agree: Callable[[Value], Value] = lambda go: go,
         pause: Callable[[], None] = lambda: None,
+        before: Sequence[Value] = (),
     ) -> list[Value]:
         """Repeat attempt() -> (ready, values) until ready, or until the block is dead (watchdog).
 
-        Only each `every`-th failure looks. report: makes what is said of the wait if it is late, by `report` below.
+        before: if there are any, attempts get these, then the values of the attempt before. Only each `every`-th
+        failure looks. report: makes what is said of the wait if it is late, by `report` below.
         agree: makes a warp give up as one. pause: what follows a failure. There are many spins: what is not the attempt
         is kept short, for the instruction caches.
         """
 
-        def body(count: Value, go: Value) -> tuple[Value, list[Value]]:
-            ready, values = attempt()
+        def body(count: Value, go: Value, *before: Value) -> tuple[Value, list[Value]]:
+            ready, values = attempt(*before)
             return b.both(b.negate(ready), go), [count, ready, *values]
 
-        def again(count: Value, _ready: Value, *_values: Value) -> list[Value]:
+        def again(count: Value, _ready: Value, *values: Value) -> list[Value]:
             pause()
             due = b.eq((count + 1) & (every - 1), 0)
             alive = b.const(True, "i1")
             (go,) = b.if_(due, lambda: [self._alive(report, agree)], lambda: [alive], ["i1"])
-            return [count + 1, go]
+            return [count + 1, go, *(values if before else ())]
 
-        start = [b.const(0), b.const(True, "i1")]
+        start = [b.const(0), b.const(True, "i1"), *before]
         return b.do_while(start, ["i32", "i1", *types], body, again)[2:]
 
     def _alive(self, report: Callable[[], Value], agree: Callable[[Value], Value]) -> Value:
@@ -308,9 +316,11 @@ class Kernel:
 
         self.spin(attempt, [], lambda: self.report(code, detail, parity), every)
 
-    def window(self, ring: Ring) -> Value:
-        """Copies of a ring that may be on their way at once."""
-        return self.arg["tape_window"] if ring.name == "tape" else b.const(ring.window)
+    def windows(self, ring: Ring) -> tuple[Value, Value]:
+        """Copies of a ring that may be on their way at once; and while it is fed."""
+        if ring.name == "tape":
+            return self.arg["tape_window"], self.arg["fed_window"]
+        return b.const(ring.window), b.const(ring.fed_window)
 
     def full(self, ring: Ring, slot: Value) -> Value:
         """The mbarrier that says that a slot holds data."""

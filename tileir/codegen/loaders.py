@@ -20,6 +20,7 @@ BLOCK_BYTES = 1024
 # Carried from row to row: where the tape goes on, slot and parity, and the step's position once it is known.
 CARRIED = ["!llvm.ptr<1>", "i32", "i32", "i32"]
 NO_POSITION = -1
+FED = 4  # a ring of whose slots no more than one in so many is free is fed
 
 
 def tape_loader(k: Kernel) -> None:
@@ -235,8 +236,18 @@ def _copy(
 
 
 def _in_window(k: Kernel, ring: Ring, slot: Value, parity: Value) -> None:
+    """Until the ring's window has room for one more copy: which window, says whether a quarter of the ring is free."""
+    window, fed = k.windows(ring)
+    ahead = slot + ring.slots // FED
+    wrap = b.i32(b.uge(ahead, ring.slots))
+    hungry = nvvm.mbarrier_test_wait(
+        k.empty(ring, ahead - wrap * ring.slots), parity ^ wrap, results=[b.type_of("i1")]
+    )
+    _landed(k, ring, slot, parity, b.select(hungry, window, b.umin(fed, window)))
+
+
+def _landed(k: Kernel, ring: Ring, slot: Value, parity: Value, window: Value) -> None:
     """Until the copy of `window` slots ago has landed; before there was one, a fresh barrier says yes."""
-    window = k.window(ring)
     wrap = b.i32(b.ult(slot, window))
     behind = slot - window + wrap * ring.slots
     k.wait(k.full(ring, behind), parity ^ wrap ^ 1, WINDOW, slot)
@@ -247,10 +258,11 @@ def _drain(k: Kernel, ring: Ring, slot: Value, parity: Value) -> None:
     k.epoch = k.row = b.const(0)
 
     def a_slot(_n: Value, slot: Value, parity: Value) -> list[Value]:
-        _in_window(k, ring, slot, parity)
+        _landed(k, ring, slot, parity, b.const(ring.slots))
         return list(k.advance(ring, slot, parity))
 
-    b.for_(b.const(0), k.window(ring), [slot, parity], a_slot)
+    # All of a lap: windows change, and copies land in any order.
+    b.for_(b.const(0), b.const(ring.slots), [slot, parity], a_slot)
 
 
 def _finished(k: Kernel) -> Value:

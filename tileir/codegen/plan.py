@@ -36,6 +36,7 @@ class Ring:
     slots: int
     slot_bytes: int
     window: int
+    fed_window: int
     smem_offset: int
     full: int
     empty: int
@@ -185,10 +186,8 @@ def packets_of(value: Any) -> int:
 
 def _ring(op: Any) -> Ring:
     slots, barriers = get(op, "slots"), get(op, "barrier_offset")
-    size, window, offset = (get(op, n) for n in ("slot_bytes", "window", "smem_offset"))
-    return Ring(
-        get(op, "sym_name"), slots, size, window, offset, barriers, empty=barriers + 8 * slots
-    )
+    facts = {n: get(op, n) for n in ("slot_bytes", "window", "fed_window", "smem_offset")}
+    return Ring(get(op, "sym_name"), slots, full=barriers, empty=barriers + 8 * slots, **facts)
 
 
 def check_supported(plan: Plan) -> None:

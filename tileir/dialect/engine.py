@@ -72,23 +72,30 @@ def declarations(device: Any) -> list[Any]:
 
 
 class RingOp(Engine.Operation, name="ring"):
-    """slots × slot_bytes of shared memory at smem_offset; at most `window` slots are outstanding."""
+    """slots × slot_bytes of shared memory at smem_offset; at most `window` slots are outstanding.
+
+    `fed_window` while no more than a quarter of the slots are free.
+    """
 
     sym_name: ir.StringAttr
     slots: ir.IntegerAttr
     slot_bytes: ir.IntegerAttr
     window: ir.IntegerAttr
+    fed_window: ir.IntegerAttr
 
     @staticmethod
     def verify_region_invariants(op: Any) -> bool:
-        """At least two slots of whole blocks, and a window inside the ring."""
-        slots, size, window = (get(op, n) for n in ("slots", "slot_bytes", "window"))
+        """At least two slots of whole blocks, and windows inside the ring."""
+        slots, size, window, fed = (
+            get(op, n) for n in ("slots", "slot_bytes", "window", "fed_window")
+        )
         return first_failure(
             op,
             [
                 (slots >= 2, "a ring has at least 2 slots"),
                 (size > 0 and size % 1024 == 0, "slot_bytes is a multiple of 1024"),
                 (1 <= window <= slots, f"window of {window} outside 1 … {slots}"),
+                (1 <= fed <= window, f"fed window of {fed} outside 1 … {window}"),
             ],
         )
 

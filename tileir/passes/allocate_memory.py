@@ -31,7 +31,7 @@ class AllocateMemoryPass(Pass):
     """Lay out shared memory, exchange, constants and states.
 
     Before: engine level. After: channels, buffers and states have `offset` in their memory (bytes,
-    multiples of 256), the rings `slots`, `window`, `smem_offset` and `barrier_offset` (full, then
+    multiples of 256), the rings `slots`, both windows, `smem_offset` and `barrier_offset` (full, then
     empty mbarriers of 8 bytes), the device `x_offset` (a stage's activations, bf16), `part_offset`
     (partial sums, f32), `scratch_offset`, and `smem_bytes`, `exchange_bytes`, `constant_bytes`,
     `state_bytes`. The tape ring is as deep as shared memory allows. With `trace` the device has `trace_bytes` too:
@@ -151,6 +151,7 @@ def _shared(device: Any, target: Target) -> None:
             slots=depth[name],
             slot_bytes=target.slot_bytes,
             window=window[name],
+            fed_window=min(target.fed_window, window[name]),
             smem_offset=at,
             barrier_offset=barrier_at,
         )

@@ -27,7 +27,7 @@ class SchedulePipelinePass(Pass):
     the weights of the stages around them, unless a loader waits for experts or positions that the step chooses: then
     data that the step decides has a ring and a loader of its own.
 
-        module attributes {tileir.rings = {slot_bytes = 16384, window = 3}}
+        module attributes {tileir.rings = {slot_bytes = 16384, window = 6, fed_window = 2}}
         "tile.contract"(…) {phase = 1, rotation = 72, …}
     """
 
@@ -55,7 +55,7 @@ class SchedulePipelinePass(Pass):
         ring = "state" if any(map(_waits, stages)) else "tape"
         for op in (op for op in stages if name_of(op) == "tile.attend"):
             put(op, ring=ring)
-        rings = {"slot_bytes": target.slot_bytes, "window": target.window}
+        rings = {n: getattr(target, n) for n in ("slot_bytes", "window", "fed_window")}
         put(module.operation, **{"tileir.rings": rings})
 
 

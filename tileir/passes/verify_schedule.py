@@ -161,7 +161,7 @@ def _state(op: Any) -> State:
 
 
 def _ring(op: Any) -> Ring:
-    facts = {n: get(op, n) for n in ("slots", "slot_bytes", "window")}
+    facts = {n: get(op, n) for n in ("slots", "slot_bytes", "window", "fed_window")}
     return Ring(get(op, "sym_name"), **facts, location=located(op))
 
 

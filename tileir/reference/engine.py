@@ -152,7 +152,13 @@ class Sm:
         self.scheduler = launch.scheduler
         self.who = device.who(sm, len(launch.engine.devices))
         self.rings = {
-            name: Ring(f"{self.who} {name} ring", get(op, "slots"), get(op, "window"), device.warps)
+            name: Ring(
+                f"{self.who} {name} ring",
+                get(op, "slots"),
+                get(op, "window"),
+                get(op, "fed_window"),
+                device.warps,
+            )
             for name, op in device.rings.items()
         }
         self.slot_bytes = {n: get(op, "slot_bytes") for n, op in device.rings.items()}

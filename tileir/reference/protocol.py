@@ -40,20 +40,27 @@ class Mbarrier:
 class Ring:
     """Slots between one loader and the consumer warps of an SM."""
 
-    def __init__(self, name: str, slots: int, window: int, warps: int) -> None:
-        self.name, self.slots, self.window, self.warps = name, slots, window, warps
+    def __init__(self, name: str, slots: int, window: int, fed_window: int, warps: int) -> None:
+        self.name, self.slots, self.warps = name, slots, warps
+        self.window, self.fed_window = window, fed_window
         self.full = [Mbarrier(1, f"{name} slot {i} full") for i in range(slots)]
         self.empty = [Mbarrier(warps, f"{name} slot {i} empty") for i in range(slots)]
         self.data: list[tuple[int, tuple[Array, ...]] | None] = [None] * slots
 
     def fill(self, use: int, copy: Copy, copies: "CopyEngine") -> Role:
         """The loader's part of use number `use`: wait for slot and window, then start the copy."""
-        slot, lap = use % self.slots, use // self.slots
-        yield self.empty[slot].wait((lap & 1) ^ 1)
-        if use >= self.window:
-            behind = use - self.window
+        yield self._free(use)
+        # Fed is a ring of whose slots no more than a quarter are free (docs/ir.md, rings).
+        hungry = self._free(use + self.slots // 4).ready()
+        window = self.window if hungry else self.fed_window
+        if use >= window:
+            behind = use - window
             yield self.full[behind % self.slots].wait((behind // self.slots) & 1)
         copies.start(self, use, copy)
+
+    def _free(self, use: int) -> Wait:
+        """Until the slot of a use may be filled."""
+        return self.empty[use % self.slots].wait((use // self.slots & 1) ^ 1)
 
     def take(self, use: int) -> Role:
         """The consumers' wait for use number `use`; then `read` and `release`."""

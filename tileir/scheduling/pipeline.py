@@ -50,7 +50,7 @@ class Rings:
 def choose_rings(free_bytes: int, slot_bytes: int, window: int, *, state: bool) -> Rings | None:
     """As deep a tape ring as fits, beside a state ring if there is one; None if even the shallowest does not fit.
 
-    window: slots that the target wants outstanding. The state ring's is one less than its depth, so
+    window: slots that the target wants outstanding at most. The state ring's is one less than its depth, so
     that consumers hold a slot while the others fill; it gives one up where the tape's would be too shallow.
     """
     slots = free_bytes // slot_bytes

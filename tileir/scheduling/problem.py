@@ -282,12 +282,13 @@ class State:
 
 @dataclass(frozen=True)
 class Ring:
-    """slots and window in slots."""
+    """slots and windows in slots."""
 
     name: str
     slots: int
     slot_bytes: int
     window: int
+    fed_window: int
     location: str = _place()
 
     def __str__(self) -> str:
