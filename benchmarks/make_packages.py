@@ -1,6 +1,6 @@
 """Packages for benchmarks.device_check and benchmarks.gate, compiled where there is no GPU.
 
-python -m benchmarks.make_packages FOLDER [--model HF_FOLDER]
+python -m benchmarks.make_packages FOLDER [--model HF_FOLDER] [--target h200]
 """
 
 import argparse
@@ -64,9 +64,9 @@ def cases() -> dict[str, Callable[[], Any]]:
     return found | {f"tiny-family-{n.replace(' ', '-')}": partial(family, n) for n in FAMILIES}
 
 
-def write_case(folder: Path, name: str, model: Any) -> None:
+def write_case(folder: Path, name: str, model: Any, target: str) -> None:
     """A package for the GPU, its weights, and what the reference device says in the kernel's rounding."""
-    package = tileir.compile(export_decode(model, 128), target="h100")
+    package = tileir.compile(export_decode(model, 128), target=target)
     package.save(folder / f"{name}.tileir")
     weights = {k: v.numpy() for k, v in model.state_dict().items()}
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, 40).tolist()
@@ -80,15 +80,16 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", type=Path, default=Path(".cache/smollm2"))
+    parser.add_argument("--target", default="h100")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     for name, make in cases().items():
-        write_case(args.folder, name, make())
+        write_case(args.folder, name, make(), args.target)
     program = export_decode(load_hf(args.model), 2048)
-    tileir.compile(program, target="h100").save(args.folder / "smollm2.tileir")
+    tileir.compile(program, target=args.target).save(args.folder / "smollm2.tileir")
     for name, (places, mutate) in MUTANTS.items():
         with patched(places, mutate):
-            package = tileir.compile(program, target="h100")
+            package = tileir.compile(program, target=args.target)
         package.save(args.folder / f"mutant-{name.replace(' ', '-')}.tileir")
     print("\n".join(sorted(p.name for p in args.folder.glob("*.tileir"))))
 

@@ -263,9 +263,12 @@ def _launch(plan: Plan) -> dict[str, Any]:
     splits = [get(op, "splits") for op in walk(plan.device, "engine.attend")]
     replicas = [get(op, "replicas") for op in walk(plan.device, "engine.channel")]
     tape, most = plan.rings["tape"], max(splits, default=1)
+    fed = tape.fed_window
+    both_windows = (1, tape.slots) if fed < tape.window else (fed, fed)
     limits = {
         "tape_window": (tape.window, 1, tape.slots),
-        "fed_window": (tape.fed_window, 1, tape.slots),
+        # A kernel whose fed window is no narrower knows one window alone.
+        "fed_window": (tape.fed_window, *both_windows),
         "splits": (most, 1, most),
         "alone_bytes": (plan.target.alone_bytes, 0, 1 << 20),
         "replicas": (CONSTANTS["replicas"], 1, max(replicas, default=1)),

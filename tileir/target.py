@@ -28,8 +28,8 @@ class Target:
     smem_bytes: dynamic shared memory a block may have.
     slot_bytes: bytes of one ring slot, a multiple of 1024.
     window: copies of a ring on their way at once; their bytes, over a copy's latency, bound the bandwidth.
-    fed_window: as many, at most, while no more than a quarter of the ring is free: then nobody starves, and exchanges
-    need not queue behind copies.
+    fed_window: and no more than so many while at most a quarter of the ring is free: then nobody starves, and
+    exchanges need not queue behind copies.
     alone_bytes: old rows of a kv head, keys and values, that one split takes alone at most: more are worth a combine.
     stream_tbps: measured streaming read, TB/s; hop_us: one packet exchange, µs. Both feed the cost model.
     packet_us, packet_word_us: measured exchange among all SMs by packets, µs: to begin, and for each 32-bit word that

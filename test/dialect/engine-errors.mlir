@@ -8,8 +8,8 @@
 // -----
 
 "engine.device"() ({
-  // expected-error @below {{fed window of 3 outside 1 … 2}}
-  "engine.ring"() {sym_name = "tape", slots = 4 : i64, slot_bytes = 1024 : i64, window = 2 : i64, fed_window = 3 : i64} : () -> ()
+  // expected-error @below {{fed window of 0}}
+  "engine.ring"() {sym_name = "tape", slots = 4 : i64, slot_bytes = 1024 : i64, window = 2 : i64, fed_window = 0 : i64} : () -> ()
 }) {index = 0 : i64, devices = 1 : i64, sequences = 1 : i64, page = 0 : i64, sms = 4 : i64, consumer_warps = 4 : i64, tokens = 1 : i64, context = 8 : i64, vocabulary = 16 : i64} : () -> ()
 
 // -----

@@ -72,15 +72,14 @@ class Attend:
                 self._receive(group, split)
             received = k.clock()
             k.consumers_meet()
-            met = k.meeting_clock()
+            met = k.meeting_clock(None)
             *state, slot, parity = self._rows(split, slot, parity)
             with k.thread_here(), k.words_again():
                 self._merge(state)
                 multiplied = k.clock()
                 k.consumers_meet()
-                joined = k.meeting_clock()
                 self._publish(group, split)
-                k.note(received=received, met=met, multiplied=multiplied, joined=joined)
+                k.note(received=received, met=met, multiplied=multiplied)
             k.consumers_meet()
             return [slot, parity]
 

@@ -384,14 +384,13 @@ def clock_low(thread: Value) -> Value:
     return llvm.inline_asm(thread.type, [thread], text, "=r,r", has_side_effects=True)
 
 
-def clock_behind(thread: Value, shared: Value) -> Value:
-    """As `clock_low`, once a word of shared memory can be read."""
+def clock_behind(thread: Value, word: Value) -> Value:
+    """As `clock_low`, once a word is there; 0 for a word whose bits are all set, a NaN."""
     text = (
-        "{ .reg .pred p; .reg .b32 w; setp.eq.u32 p, $1, 0; mov.u32 w, -1; mov.u32 $0, 0; "
-        "@p ld.volatile.shared.u32 w, [$2]; setp.ne.u32 p, w, -1; @p mov.u32 $0, %clock; }"
+        "{ .reg .pred p, q; setp.ne.u32 p, $2, -1; setp.eq.and.u32 q, $1, 0, p; "
+        "mov.u32 $0, 0; @q mov.u32 $0, %clock; }"
     )
-    operands = [thread, llvm.ptrtoint(type_of("i32"), shared)]
-    return llvm.inline_asm(thread.type, operands, text, "=r,r,r", has_side_effects=True)
+    return llvm.inline_asm(thread.type, [thread, word], text, "=r,r,r", has_side_effects=True)
 
 
 def global_timer() -> Value:

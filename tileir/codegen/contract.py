@@ -34,13 +34,11 @@ def contract(k: Kernel, body: Body, slot: Value, parity: Value) -> list[Value]:
     norm = _receive(k, body)
     received = k.clock()
     k.consumers_meet()
-    met = k.meeting_clock()
     slot, parity = weights.multiply(slot, parity, *blocks)
     multiplied = k.clock()
     k.consumers_meet()
-    joined = k.meeting_clock()
     _emit(k, body, first, count, norm, words)
-    k.note(received=received, met=met, multiplied=multiplied, joined=joined)
+    k.note(received=received, met=weights.met, multiplied=multiplied)
     return [slot, parity]
 
 
@@ -153,6 +151,9 @@ class _Weights:
         self.fragment = b.at(k.smem, (k.lane & 3) * 16, k.plan.x_offset)
         # Turns that every warp has in the first tile, asked for before x is there.
         self.early = min(TURNS, self.blocks // self.warps)
+        # Of x: the first word that was read, and the clock behind it.
+        self.read: Value | None = None
+        self.met: Value | None = None
 
     def ask_early(self, slot: Value, parity: Value) -> list[Value]:
         """The first tile's first blocks, if there is a tile: slot and parity behind them, then their words."""
@@ -185,6 +186,7 @@ class _Weights:
         for n, words in enumerate(loads):
             at = b.at(self.fragment, j * 64, n * self.warps * 64)
             x, high, low = b.elements(b.load("vector<4xi32>", at, 16), 4), words[:4], words[4:]
+            self.read = self.read or x[0]
             first = b.mma(first, [high[0], low[0], high[1], low[1]], x[:2])
             second = b.mma(second, [high[2], low[2], high[3], low[3]], x[2:])
         return [*first, *second]
@@ -195,6 +197,7 @@ class _Weights:
         zero = [b.const(0.0, "f32")] * 8
         early = [list(words[8 * n : 8 * n + 8]) for n in range(self.early)]
         sums = self._add(zero, early, k.warp)
+        self.met = k.meeting_clock(self.read)
 
         def tile(t: Value, j: Value, slot: Value, parity: Value, *sums: Value) -> list[Value]:
             start = t * blocks

@@ -41,7 +41,7 @@ ARGUMENTS = {
     "stop_count": "i32",
     "traced_epoch": "i32",  # of the step that a kernel which traces takes note of
     "tape_window": "i32",  # copies of the tape on their way at once
-    "fed_window": "i32",  # as many, at most, while no more than a quarter of the ring is free
+    "fed_window": "i32",  # and no more than so many while at most a quarter of the ring is free
     "alone_bytes": "i32",  # old rows of a kv head, k and v, that one split takes alone
     "splits": "i32",  # that take old rows, at most, where they are more
     "limit": "i64",
@@ -67,9 +67,9 @@ PACKET, EMPTY, WINDOW, FULL, RECORD = WAIT_CODES
 
 # What a kernel that traces notes of each row on each SM: the low words of clocks, thread 0's first, and of the clocks
 # that it has spent waiting for a ring; what a row has not noted is 0. A row ends where the next one begins.
-# "met" and "joined" lie behind the barriers after "received" and "multiplied".
+# "met" lies behind the barrier after "received".
 MARKS = (
-    *("begin", "received", "met", "multiplied", "joined", "waited"),
+    *("begin", "received", "met", "multiplied", "waited"),
     *("tape_begin", "tape_end", "state_begin", "state_end"),
 )
 # The row behind the last is the step: its begin and end, each as the SM's clock and the GPU's timer in ns, i64.
@@ -195,10 +195,17 @@ class Kernel:
         """The low word of thread 0's clock, to be noted when nobody waits for its warp; None if nothing is traced."""
         return b.clock_low(self.tid) if self.plan.trace_bytes else None
 
-    def meeting_clock(self) -> Value:
-        """As `clock`, right behind `consumers_meet`: a warp goes on behind a barrier until it needs its memory."""
-        heart = b.at(self.scratch, None, HEART)
-        return b.clock_behind(self.tid, heart) if self.plan.trace_bytes else None
+    def meeting_clock(self, word: Value | None) -> Value:
+        """As `clock`, behind `consumers_meet`: a warp goes on after a barrier until it needs what lies behind it.
+
+        word: of shared memory, read there; None if nothing is read at once.
+        """
+        if not self.plan.trace_bytes:
+            return None
+        if word is None:
+            heart = b.at(self.scratch, None, HEART)
+            word = b.load("i32", heart, 4, volatile_=True)
+        return b.clock_behind(self.tid, word)
 
     def note(self, **marks: Value) -> None:
         """Thread 0, in the traced step: these marks of the row go where the host finds them."""

@@ -238,6 +238,9 @@ def _copy(
 def _in_window(k: Kernel, ring: Ring, slot: Value, parity: Value) -> None:
     """Until the ring's window has room for one more copy: which window, says whether a quarter of the ring is free."""
     window, fed = k.windows(ring)
+    if ring.fed_window >= ring.window:
+        _landed(k, ring, slot, parity, window)
+        return
     ahead = slot + ring.slots // FED
     wrap = b.i32(b.uge(ahead, ring.slots))
     hungry = nvvm.mbarrier_test_wait(

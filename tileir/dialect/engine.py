@@ -74,7 +74,7 @@ def declarations(device: Any) -> list[Any]:
 class RingOp(Engine.Operation, name="ring"):
     """slots × slot_bytes of shared memory at smem_offset; at most `window` slots are outstanding.
 
-    `fed_window` while no more than a quarter of the slots are free.
+    And at most `fed_window` while no more than a quarter of the slots are free.
     """
 
     sym_name: ir.StringAttr
@@ -95,7 +95,7 @@ class RingOp(Engine.Operation, name="ring"):
                 (slots >= 2, "a ring has at least 2 slots"),
                 (size > 0 and size % 1024 == 0, "slot_bytes is a multiple of 1024"),
                 (1 <= window <= slots, f"window of {window} outside 1 … {slots}"),
-                (1 <= fed <= window, f"fed window of {fed} outside 1 … {window}"),
+                (fed >= 1, f"fed window of {fed}"),
             ],
         )
 

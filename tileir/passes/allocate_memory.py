@@ -22,7 +22,7 @@ ALIGNMENT = 256  # of whatever lies in global memory
 SCRATCH_BYTES = 2048
 BARRIER_BYTES = 16  # of a slot: full and empty
 PACKET_BYTES = 8
-MARK_BYTES = 8 * 10  # of a row on an SM: what codegen's MARKS name
+MARK_BYTES = 8 * 9  # of a row on an SM: what codegen's MARKS name
 ELEMENT_BYTES = {"bf16": 2, "f32": 4, "i32": 4}
 
 
@@ -151,7 +151,7 @@ def _shared(device: Any, target: Target) -> None:
             slots=depth[name],
             slot_bytes=target.slot_bytes,
             window=window[name],
-            fed_window=min(target.fed_window, window[name]),
+            fed_window=target.fed_window,
             smem_offset=at,
             barrier_offset=barrier_at,
         )

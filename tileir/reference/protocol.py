@@ -52,7 +52,7 @@ class Ring:
         yield self._free(use)
         # Fed is a ring of whose slots no more than a quarter are free (docs/ir.md, rings).
         hungry = self._free(use + self.slots // 4).ready()
-        window = self.window if hungry else self.fed_window
+        window = self.window if hungry else min(self.window, self.fed_window)
         if use >= window:
             behind = use - window
             yield self.full[behind % self.slots].wait((behind // self.slots) & 1)

@@ -20,10 +20,10 @@ MOST_BYTES = (1 << 20) - 1
 def check_rings(problem: Problem) -> None:
     """Rings are deep enough, each has one loader, both sides count the same slots. Raises ScheduleError."""
     for ring in problem.rings.values():
-        if ring.slots < 2 or not 1 <= ring.fed_window <= ring.window <= ring.slots:
+        if ring.slots < 2 or not 1 <= ring.window <= ring.slots or ring.fed_window < 1:
             raise fault(
-                f"ring {ring.name} has {ring.slots} slots and windows of {ring.window} and, fed, {ring.fed_window}",
-                "2 slots or more, a window inside them, and a fed window of no more",
+                f"ring {ring.name} has {ring.slots} slots and a window of {ring.window}, fed of {ring.fed_window}",
+                "2 slots or more and a window inside them",
                 ring,
             )
         if ring.slot_bytes > MOST_BYTES:

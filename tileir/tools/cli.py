@@ -291,15 +291,17 @@ def inspect(
 
 @app.command(
     epilog=_examples(
-        "tileir trace smol.tileir --weights ./SmolLM2 --position 1000 --save step.npz",
+        "tileir trace smol.tileir --position 1000 --save step.npz",
         "tileir trace step.npz -o step.json --picture step.png",
     )
 )
 def trace(
     source: Annotated[
-        Path, typer.Argument(help="a package compiled with --trace, or a saved trace")
+        Path, typer.Argument(help="a package compiled with --trace, or a saved trace, *.npz")
     ],
-    weights: Annotated[Path | None, typer.Option(help="a package's weights")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="a package's weights; drawn if not named")
+    ] = None,
     position: Annotated[int, typer.Option(min=8, help="positions held in the traced step")] = 1000,
     device: Annotated[str, typer.Option(help="cuda:N")] = "cuda:0",
     output: Annotated[
@@ -314,7 +316,7 @@ def trace(
     for path in (output, picture, save):
         if path is not None:
             _check_output(path)
-    if weights is None:
+    if source.suffix == ".npz":
         found = load_trace(source)
     else:
         found = record_trace(tileir.load_package(source), weights, position, device)

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from tileir.package import Package
 from tileir.packing import last_start, reach
 
 HALF_ROWS = 8  # of a tile, that "lo" and "hi" each name
@@ -38,6 +40,11 @@ class DrawnWeights(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._shapes)
+
+
+def named_or_drawn(package: Package, weights: Path | None) -> Path | DrawnWeights:
+    """What a package is loaded with: the weights that were named, or drawn ones."""
+    return DrawnWeights(package.packing) if weights is None else weights
 
 
 def _shapes(recipes: Sequence[dict[str, Any]]) -> dict[str, tuple[int, ...]]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from tileir.errors import TileirError
 from tileir.package import Package
+from tileir.tools.drawn import named_or_drawn
 from tileir.tools.figures import row_bytes
 from tileir.tools.pictures import pyplot_for
 
@@ -89,23 +90,22 @@ class Trace:
     def parts(self) -> dict[str, np.ndarray]:
         """What warp 0 did of each row, in ns, [sms, rows]: PARTS.
 
-        It waited for other SMs, for other warps of its SM and for the ring, multiplied, and did what comes behind, up
-        to the next row. A row without tasks on an SM is all exchange.
+        It waited for other SMs, until the other warps of its SM had their part of x, and for the ring, multiplied,
+        and did what comes behind, up to the next row: it waits for the other warps' sums, and runs the epilogue. A row
+        without tasks on an SM is all exchange.
         """
         at = {name: self.ns[..., i] for i, name in enumerate(self.marks)}
         begin, end = at["begin"], self._ends()
-        received, met, multiplied, joined = (
-            at[n] for n in ("received", "met", "multiplied", "joined")
-        )
+        received, met, multiplied = (at[n] for n in ("received", "met", "multiplied"))
         # Of a row without tasks, marks are NaN, of which no comparison is true.
-        busy = (begin <= received) & (received <= met) & (met <= multiplied) & (joined <= end)
+        busy = (begin <= received) & (received <= met) & (met <= multiplied) & (multiplied <= end)
         waited = np.minimum(at["waited"], np.where(busy, multiplied - met, 0))
         parts = {
             "exchange": received - begin,
-            "warps": met - received + joined - multiplied,
+            "warps": met - received,
             "weights": waited,
             "work": multiplied - met - waited,
-            "epilogue": end - joined,
+            "epilogue": end - multiplied,
         }
         idle = {"exchange": end - begin}
         return {name: np.where(busy, took, idle.get(name, 0.0)) for name, took in parts.items()}
@@ -187,14 +187,17 @@ class Trace:
         pyplot.close(figure)
 
 
-def record_trace(package: Package, weights: Path, position: int, device: str) -> Trace:
-    """Trace one step on a GPU, at a position. Raises TileirError for a package that does not trace, DeviceError."""
+def record_trace(package: Package, weights: Path | None, position: int, device: str) -> Trace:
+    """Trace one step on a GPU, at a position.
+
+    weights: None for drawn ones. Raises TileirError for a package that does not trace, DeviceError.
+    """
     if not package.manifest["memory"]["trace"]:
         raise TileirError("this package does not trace", hint="tileir compile MODEL --trace")
     if not device.startswith("cuda"):
         raise TileirError(f"device {device!r} has no clocks", hint="a GPU traces: cuda:N")
     read = [sum(both) for both in row_bytes(package, position)[0]]
-    with closing(package.load(weights, device)) as session:
+    with closing(package.load(named_or_drawn(package, weights), device)) as session:
         clocks = session.trace(position)  # type: ignore[attr-defined]  # a CudaSession, by its device
     m = package.manifest
     return Trace(clocks, m["marks"], m["row_bodies"], read, m["stream_tbps"])
@@ -202,7 +205,7 @@ def record_trace(package: Package, weights: Path, position: int, device: str) ->
 
 def load_trace(path: Path) -> Trace:
     """A trace that `Trace.save` has written. Raises TileirError for what is none, or of another version."""
-    hint = "`tileir trace PACKAGE --weights WEIGHTS --save PATH` writes one"
+    hint = "`tileir trace PACKAGE --save PATH` writes one"
     try:
         with np.load(path) as held:
             clocks, facts = held["clocks"], dict(json.loads(str(held["facts"])))

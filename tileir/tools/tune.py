@@ -11,7 +11,7 @@ import numpy as np
 from tileir.errors import DeviceError, PackageError, TileirError
 from tileir.package import Package
 from tileir.target import Target, target_text
-from tileir.tools.drawn import DrawnWeights
+from tileir.tools.drawn import named_or_drawn
 from tileir.tools.search import STEPS, Found, Space, Timed, search
 
 CHECKED = 128  # forced tokens
@@ -73,7 +73,7 @@ def tune_package(
             f"{STEPS} steps from position {position} pass the context of {m['context']}", hint=hint
         )
     index = gpu_index(device)
-    held = DrawnWeights(package.packing) if weights is None else weights
+    held = named_or_drawn(package, weights)
     with closing(package.load(held, f"cuda:{index}")) as session:
         return tune_session(package, session, seconds, position)  # type: ignore[arg-type]  # a CudaSession
 
