@@ -65,14 +65,15 @@ def cases() -> dict[str, Callable[[], Any]]:
 
 
 def write_case(folder: Path, name: str, model: Any, target: str) -> None:
-    """A package for the GPU, its weights, and what the reference device says in the kernel's rounding."""
+    """A package for the GPU, its weights, what the reference device says in bf16, and how far that is from fp32."""
     package = tileir.compile(export_decode(model, 128), target=target)
     package.save(folder / f"{name}.tileir")
     weights = {k: v.numpy() for k, v in model.state_dict().items()}
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, 40).tolist()
     virtual = tileir.compile(export_decode(model, 128), target="virtual")
-    logits = virtual.load(weights, "reference-bf16").logits(ids)
-    np.savez(folder / f"{name}.npz", ids=ids, logits=logits, **weights)
+    logits, exact = (virtual.load(weights, d).logits(ids) for d in ("reference-bf16", "reference"))
+    rounding = np.abs(logits - exact).max() / np.abs(logits).max()
+    np.savez(folder / f"{name}.npz", ids=ids, logits=logits, rounding=rounding, **weights)
 
 
 def main() -> None:
