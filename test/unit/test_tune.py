@@ -30,7 +30,7 @@ from tileir.tools.tune import launch_space, tune_session
 
 # Of neither of which anything special is known; and attention's, which stay.
 LIMITS = {"tape_window": [1, 12], "some_bytes": [0, 1 << 20]}
-START = {"tape_window": 3, "some_bytes": 32768, "splits": 1, "alone_bytes": 0}
+START = {"tape_window": 3, "some_bytes": 32768, "splits": 1, "alone_bytes": 0, "fed_window": 3}
 BEST = START | {"tape_window": 8, "some_bytes": 4096}
 Price = Callable[[dict[str, int]], float]
 
@@ -180,9 +180,11 @@ def times(session: Session, name: str) -> list[int]:
     return list(dict.fromkeys(launch[name] for launch in session.timed))[1:]
 
 
-ALL = {"tape_window": 3, "splits": 4, "alone_bytes": 32768, "replicas": 1, "poll_sleep_ns": 0}
+ALL = {
+    "tape_window": 3, "fed_window": 3, "splits": 4, "alone_bytes": 32768, "replicas": 1, "poll_sleep_ns": 0,
+}  # fmt: skip
 ALL_LIMITS = {
-    "poll_sleep_ns": [0, 1000], "replicas": [1, 2], "tape_window": [1, 4], "splits": [1, 4],
+    "poll_sleep_ns": [0, 1000], "replicas": [1, 2], "tape_window": [1, 4], "fed_window": [3, 3], "splits": [1, 4],
     "alone_bytes": [0, 1 << 20], "another": [0, 1],
 }  # fmt: skip
 CONSTANTS = ("replicas", "poll_sleep_ns")
@@ -209,6 +211,9 @@ def test_values_that_act_alike_are_tried_once() -> None:
     assert space.values("alone_bytes", launch | {"alone_bytes": 1 << 20}) == [131072, 65536]
     assert space.values("splits", launch) == [3, 2, 1]
     assert space.values("another", launch) == [1]
+    # A fed window beyond the other is that one.
+    wide = replace(space, limits=ALL_LIMITS | {"fed_window": [1, 12]})
+    assert wide.values("fed_window", launch) == [2, 1]
     # Rows that one split takes alone ask for no number of splits.
     assert space.values("splits", launch | {"alone_bytes": 262144}) == []
     assert space.values("splits", launch | {"alone_bytes": 131072}) == [3, 2, 1]

@@ -93,7 +93,8 @@ def tune_session(package: Package, session: Tunable, seconds: float, position: i
 def launch_space(package: Package, position: int) -> Space:
     """The launches of a package that differ in STEPS steps from a position on.
 
-    Attention's parameters do nothing where a split takes all old rows alone, whatever the parameter (loaders.py).
+    Attention's parameters do nothing where a split takes all old rows alone, whatever the parameter, and of both
+    windows the narrower one counts while a ring is fed (loaders.py).
     """
     m = package.manifest
     caches = [row["cache"] for row in m["row_reads"][0] if "cache" in row]
@@ -101,6 +102,7 @@ def launch_space(package: Package, position: int) -> Space:
 
     def acts(launch: dict[str, int]) -> Hashable:
         others = {n: v for n, v in launch.items() if n not in ("alone_bytes", "splits")}
+        others["fed_window"] = min(others["fed_window"], others["tape_window"])
         found = []
         for size, most, splits in split:
             old = [min(at, most) for at in range(position, position + STEPS)]
