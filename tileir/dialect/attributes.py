@@ -150,6 +150,11 @@ def fail(op: Any, message: str) -> bool:
     return False
 
 
+def divides(part: int, whole: int) -> bool:
+    """Whether `part` is a positive divisor of `whole`."""
+    return part > 0 and whole % part == 0
+
+
 def first_failure(op: Any, checks: Iterable[tuple[bool, str]]) -> bool:
     """Report the first check that does not hold; True if all hold."""
     for holds, message in checks:

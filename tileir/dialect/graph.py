@@ -7,6 +7,7 @@ from math import prod
 from typing import Any
 
 from tileir.dialect.attributes import (
+    divides,
     element_of,
     first_failure,
     get,
@@ -135,7 +136,7 @@ class RmsNormOp(Graph.Operation, name="rms_norm"):
             op,
             [
                 (
-                    len(weight) == 1 and x[-1] % weight[0] == 0,
+                    len(weight) == 1 and divides(weight[0], x[-1]),
                     f"weight of {weight} for rows of {x[-1]}",
                 ),
                 (shape_of(op.operation.results[0]) == x, "result's shape is not x's"),
@@ -254,7 +255,7 @@ class RopeOp(Graph.Operation, name="rope"):
         return first_failure(
             op,
             [
-                (size > 0 and x[-1] % size == 0, f"rows of {x[-1]} are no heads of {size}"),
+                (divides(size, x[-1]), f"rows of {x[-1]} are no heads of {size}"),
                 (fits, f"{frequencies} frequencies from {offset} on for head size {size}"),
                 (
                     get(op, "style") in ("half", "interleaved", "split"),
@@ -280,7 +281,7 @@ class AppendOp(Graph.Operation, name="append"):
         """x holds a row, or a part of one, of every head."""
         state, x, _ = (shape_of(v) for v in op.operation.operands)
         offset = get(op, "offset", 0)
-        fits = x[-1] % state[0] == 0 and 0 <= offset <= state[2] - x[-1] // state[0]
+        fits = divides(state[0], x[-1]) and 0 <= offset <= state[2] - x[-1] // state[0]
         return first_failure(
             op,
             [
@@ -318,7 +319,7 @@ class AttentionOp(Graph.Operation, name="attention"):
         return first_failure(
             op,
             [
-                (kv > 0 and heads % kv == 0, f"{heads} heads cannot share {kv} kv heads"),
+                (divides(kv, heads), f"{heads} heads cannot share {kv} kv heads"),
                 (q[-1] == heads * size, f"q of {q} is not {heads} heads of {size}"),
                 ((k[0], k[2]) == (kv, size), f"k state of {k} is not {kv} heads of {size}"),
                 (k == v, f"k state of {k} and v state of {v} differ"),
@@ -509,14 +510,14 @@ class RouterOp(Graph.Operation, name="router"):
         logits, *bias = (shape_of(v) for v in op.operation.operands)
         k, groups, top = (get(op, n) for n in ("k", "groups", "top_groups"))
         experts, kind = logits[-1], get(op, "kind")
-        even = 0 < top <= groups and experts % groups == 0
+        even = 0 < top <= groups and divides(groups, experts)
         return first_failure(
             op,
             [
                 (kind in ("softmax", "sigmoid"), "kind is softmax or sigmoid"),
                 (0 < k <= experts, f"{k} of {experts} experts"),
                 (even, f"{top} of {groups} groups of {experts} experts"),
-                (groups == 1 or experts // groups > 1, "a group has two experts or more"),
+                (groups <= 1 or experts // groups > 1, "a group has two experts or more"),
                 (kind == "sigmoid" or groups == 1, "groups are for sigmoid"),
                 (all(b == [experts] for b in bias), f"bias of {bias} for {experts} experts"),
                 (kind == "sigmoid" or not bias, "a bias is for sigmoid"),

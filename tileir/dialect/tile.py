@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from tileir.dialect.attributes import first_failure, get, name_of, place_of, shape_of
+from tileir.dialect.attributes import divides, first_failure, get, name_of, place_of, shape_of
 from tileir.dialect.graph import known_activation
 from tileir.mlir import ext, ir
 
@@ -111,7 +111,7 @@ class ContractOp(Tile.Operation, name="contract"):
         sources = [get(o, "sources") for o in segments]
         source = source_of(op)
         reached = offset + (groups - 1) * stride + k
-        taken = source == "tape" and (groups == 1 or space % groups == 0)
+        taken = source == "tape" and divides(groups, space)
         return first_failure(
             op,
             [
@@ -223,8 +223,8 @@ def attend_shapes(op: Any, states: Any, partial: list[int | None]) -> bool:
     return first_failure(
         op,
         [
-            (kv > 0 and heads % kv == 0, f"{heads} heads cannot share {kv} kv heads"),
-            (groups % kv == 0 and heads % groups == 0, f"{groups} groups of {heads} heads"),
+            (divides(kv, heads), f"{heads} heads cannot share {kv} kv heads"),
+            (divides(kv, groups) and divides(groups, heads), f"{groups} groups of {heads} heads"),
             (splits >= 1, "splits is at least 1"),
             ((k[0], k[2]) == (kv, size), f"k state of {k} for {kv} kv heads of {size}"),
             (all((s[0], s[2]) == (kv, value) for s in v), f"v state of {v} for values of {value}"),
