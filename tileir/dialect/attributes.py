@@ -150,9 +150,15 @@ def fail(op: Any, message: str) -> bool:
     return False
 
 
-def divides(part: int, whole: int) -> bool:
-    """Whether `part` is a positive divisor of `whole`."""
-    return part > 0 and whole % part == 0
+def divides(part: int | None, whole: int | None) -> bool:
+    """Whether `part` is a positive divisor of `whole`; a size that is not known is none."""
+    return part is not None and whole is not None and part > 0 and whole % part == 0
+
+
+def all_positive(op: Any, *names: str) -> bool:
+    """Report the first of these attributes that is there and below 1; True if there is none."""
+    found = ((name, get(op, name)) for name in names)
+    return first_failure(op, [(n is None or n >= 1, f"{name} = {n}") for name, n in found])
 
 
 def first_failure(op: Any, checks: Iterable[tuple[bool, str]]) -> bool:

@@ -7,7 +7,17 @@ protocol: assignment of tasks to SMs, epochs, and the order in which states are 
 from collections.abc import Sequence
 from typing import Any
 
-from tileir.dialect.attributes import fail, first_failure, get, name_of, place_of, shape_of, walk
+from tileir.dialect.attributes import (
+    all_positive,
+    divides,
+    fail,
+    first_failure,
+    get,
+    name_of,
+    place_of,
+    shape_of,
+    walk,
+)
 from tileir.dialect.tile import attend_shapes, select_kind
 from tileir.mlir import ext, ir
 
@@ -20,6 +30,7 @@ PAYLOADS = ("bf16x2", "f32", "record")
 PROTOCOLS = ("packet", "block")
 LEVELS = ("warp", "sm", "cluster", "gpu", "peer")
 ROLES = ("tape", "state", "consumer")
+STREAM_COUNTS = ("splits", "groups", "kv_heads", "head_size")
 
 
 class Engine(ext.Dialect, name="engine"):
@@ -47,7 +58,10 @@ class DeviceOp(Engine.Operation, name="device", traits=OPEN):
 
     @staticmethod
     def verify_region_invariants(op: Any) -> bool:
-        """Every row names a body and declarations of its arguments' types."""
+        """Sizes are positive; every row names a body and declarations of its arguments' types."""
+        sizes = ("devices", "sms", "consumer_warps", "tokens", "sequences", "context", "vocabulary")
+        if not all_positive(op, *sizes):
+            return False
         block = op.operation.regions[0].blocks[0]
         bodies = {get(o, "sym_name"): o for o in block if name_of(o) == "engine.body"}
         types = {get(o, "sym_name"): o.operation.results[0].type for o in declarations(op)}
@@ -160,7 +174,11 @@ class BodyOp(Engine.Operation, name="body", traits=OPEN):
 
     @staticmethod
     def verify_region_invariants(op: Any) -> bool:
-        """One role of a kind, one of them the consumers."""
+        """One role of a kind, one of them the consumers; groups of x part the tiles of the tape."""
+        parts = {name_of(o): o for o in walk(op, "engine.receive", "engine.emit")}
+        tape = [get(o, "source") for o in walk(op, "engine.multiply")] == ["tape"]
+        groups = get(parts["engine.receive"], "groups", 1) if tape and len(parts) == 2 else 1
+        space = get(parts["engine.emit"], "space") if groups > 1 else groups
         names = [get(o, "sym_name") for o in walk(op, "engine.role")]
         kinds = ("contract", "attend", "map", "select")
         return first_failure(
@@ -170,6 +188,7 @@ class BodyOp(Engine.Operation, name="body", traits=OPEN):
                 (len(set(names)) == len(names), "a role occurs twice"),
                 (set(names) <= set(ROLES), f"roles {names} are none of {ROLES}"),
                 ("consumer" in names, "no consumer role"),
+                (divides(groups, space), f"{groups} groups do not part {space} tiles"),
             ],
         )
 
@@ -226,6 +245,11 @@ class FillRowsOp(Engine.Operation, name="fill_rows"):
     v: Operand[Tensor] | None
     ring: ir.StringAttr
 
+    @staticmethod
+    def verify_region_invariants(op: Any) -> bool:
+        """Counts are positive."""
+        return all_positive(op, *STREAM_COUNTS)
+
 
 class FillGatheredOp(Engine.Operation, name="fill_gathered"):
     """A loader's part: old rows that `indices` list, of one state, or of k and v."""
@@ -235,6 +259,11 @@ class FillGatheredOp(Engine.Operation, name="fill_gathered"):
     v: Operand[Tensor] | None
     ring: ir.StringAttr
 
+    @staticmethod
+    def verify_region_invariants(op: Any) -> bool:
+        """Counts are positive."""
+        return all_positive(op, *STREAM_COUNTS)
+
 
 class ReceiveOp(Engine.Operation, name="receive"):
     """Consumers poll a channel into shared memory; the region is a contract's prologue."""
@@ -242,6 +271,11 @@ class ReceiveOp(Engine.Operation, name="receive"):
     channel: Operand[Tensor]
     k: ir.IntegerAttr
     prologue: ext.Region
+
+    @staticmethod
+    def verify_region_invariants(op: Any) -> bool:
+        """Counts are positive."""
+        return all_positive(op, "k", "groups")
 
 
 class MultiplyOp(Engine.Operation, name="multiply"):
@@ -264,6 +298,11 @@ class EmitOp(Engine.Operation, name="emit"):
     tiles: ir.IntegerAttr
     space: ir.IntegerAttr
     epilogue: ext.Region
+
+    @staticmethod
+    def verify_region_invariants(op: Any) -> bool:
+        """The space is not empty."""
+        return all_positive(op, "space")
 
 
 class AttendOp(Engine.Operation, name="attend"):
@@ -297,6 +336,11 @@ class MapOp(Engine.Operation, name="map"):
     channel: Operand[Tensor]
     rows: ir.IntegerAttr
     body: ext.Region
+
+    @staticmethod
+    def verify_region_invariants(op: Any) -> bool:
+        """The space is not empty."""
+        return all_positive(op, "space")
 
 
 class SelectOp(Engine.Operation, name="select"):

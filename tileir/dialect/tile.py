@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from tileir.dialect.attributes import divides, first_failure, get, name_of, place_of, shape_of
+from tileir.dialect.attributes import (
+    all_positive,
+    divides,
+    first_failure,
+    get,
+    name_of,
+    place_of,
+    shape_of,
+)
 from tileir.dialect.graph import known_activation
 from tileir.mlir import ext, ir
 
@@ -244,6 +252,11 @@ class MapOp(Tile.Operation, name="map"):
     rows: ir.IntegerAttr
     result: Result[Tensor]
     body: ext.Region
+
+    @staticmethod
+    def verify_region_invariants(op: Any) -> bool:
+        """There is a row."""
+        return all_positive(op, "rows")
 
 
 SELECTS = ("argmax", "route", "top_k")

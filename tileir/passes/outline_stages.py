@@ -6,10 +6,12 @@ from typing import Any, ClassVar
 
 from tileir.dialect.attributes import build, get, name_of, put, walk
 from tileir.dialect.tile import ROUTE_FACTS, source_of
+from tileir.errors import ContractError
 from tileir.mlir import ir
 from tileir.passes.base import Pass
 from tileir.passes.dataflow import decided, readers
 from tileir.passes.parts import part_of
+from tileir.scheduling.rings import BLOCK_BYTES
 from tileir.target import find_target
 
 STAGES = ("tile.contract", "tile.attend", "tile.map", "tile.select")
@@ -56,15 +58,21 @@ class OutlineStagesPass(Pass):
     target: str = "h100"
 
     def run(self, module: Any) -> None:
-        """Replace the function by devices. Raises ContractError if an earlier pass has not run."""
+        """Replace the function by devices.
+
+        Raises ContractError if an earlier pass has not run, or for rings of no size.
+        """
         target = find_target(self.target)
         (function,) = walk(module, "func.func")
         stages = list(walk(function, *STAGES))
         roles = decided(module, "tileir.roles", "specialize-warp")
+        _sizes(roles, "tileir.roles has ", {"consumer": 1})
         rings = decided(module, "tileir.rings", "schedule-pipeline")
+        rings = _sizes(rings, "tileir.rings has ", _RINGS)
         devices = sorted({d for op in stages for d in decided(op, "devices", "specialize-gpu")})
         facts = {n: get(module, f"tileir.{n}", d) for n, d in _STEP.items()}
         facts |= {n: decided(module, f"tileir.{n}", "the importer") for n in _MODEL}
+        facts = _sizes(facts, "the module has tileir.", dict.fromkeys(_COUNTS, 1))
         names = _name_channels(function, stages)
         for index in devices:
             with ir.InsertionPoint(module.body), function.location:
@@ -88,6 +96,17 @@ class OutlineStagesPass(Pass):
 
 _STEP = {"tokens": 1, "sequences": 1, "page": 0}
 _MODEL = ("context", "vocabulary")
+_COUNTS = ("tokens", "sequences", *_MODEL)
+_RINGS = {"slot_bytes": BLOCK_BYTES, "window": 1, "fed_window": 1}
+
+
+def _sizes(facts: dict[str, Any], what: str, units: dict[str, int]) -> dict[str, Any]:
+    """The facts. Raises ContractError for one that is no positive multiple of its unit."""
+    for name, unit in units.items():
+        if facts.get(name, 0) < unit or facts[name] % unit:
+            said = f"{what}{name} = {facts.get(name)}"
+            raise ContractError(said, hint=f"it is a positive multiple of {unit}")
+    return facts
 
 
 def _rings(stages: list[Any]) -> list[str]:
@@ -181,6 +200,7 @@ class _Outliner:
             if value in used and value in self.names:
                 parts = ("payload", "protocol", "level", "depth", "replicas")
                 facts = {n: decided(op, n, "select-sync") for n in parts}
+                _sizes(facts, f"channel {self.names[value]!r} has ", {"depth": 1, "replicas": 1})
                 self.copies[self.names[value]] = facts["depth"], facts["replicas"]
                 self._one("engine.channel", value, declared, facts)
 
