@@ -14,7 +14,7 @@ from tileir.codegen.kernel import MARKS, STEP_MARKS
 from tileir.errors import TileirError
 from tileir.frontends.torch_export import export_decode
 from tileir.tools import cli
-from tileir.tools.trace import PARTS, SCHEMA, Trace, load_trace
+from tileir.tools.trace import PARTS, SCHEMA, Trace, load_trace, record_trace
 
 # In ns from the step's begin: a contraction, then attention of which the second SM has no task; the step ends at 1000.
 ROWS = ["contract_0", "attend_0"]
@@ -146,3 +146,10 @@ def test_kernels_that_trace_and_those_that_do_not() -> None:
     assert plain.ptx.count("%globaltimer;") == 1 + 5
     assert plain.ptx.count("%clock") == plain.ptx.count("%clock64") == 2
     assert traced.manifest["assembled"]["spill_bytes"] == 0
+    for package, position, device, said in (
+        (plain, 16, "cuda:0", "does not trace"),
+        (traced, 32, "cuda:0", r"(?s)position 32: the package holds 32.*8 … 31"),
+        (traced, 16, "reference", "has no clocks"),
+    ):
+        with pytest.raises(TileirError, match=said):
+            record_trace(package, None, position, device)

@@ -190,10 +190,17 @@ class Trace:
 def record_trace(package: Package, weights: Path | None, position: int, device: str) -> Trace:
     """Trace one step on a GPU, at a position.
 
-    weights: None for drawn ones. Raises TileirError for a package that does not trace, DeviceError.
+    weights: None for drawn ones. Raises TileirError for a package that does not trace or a position that it does not
+    hold, DeviceError.
     """
     if not package.manifest["memory"]["trace"]:
         raise TileirError("this package does not trace", hint="tileir compile MODEL --trace")
+    held = package.manifest["context"]
+    if not 8 <= position < held:
+        raise TileirError(
+            f"a step at position {position}: the package holds {held}",
+            hint=f"name a --position of 8 … {held - 1}",
+        )
     if not device.startswith("cuda"):
         raise TileirError(f"device {device!r} has no clocks", hint="a GPU traces: cuda:N")
     read = [sum(both) for both in row_bytes(package, position)[0]]
