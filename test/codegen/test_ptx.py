@@ -56,6 +56,18 @@ def test_ptx_uses_what_the_design_names(package: Package) -> None:
         assert text in ptx, text
 
 
+def test_the_second_window_is_there_where_it_is_narrower() -> None:
+    """A ring that is never fed less is not looked at."""
+    h100, h200 = (
+        tileir.compile(export_decode(tiny_llama(), 64), target=t) for t in ("h100", "h200")
+    )
+    assert "mbarrier.test_wait" not in h100.ptx
+    assert h100.manifest["launch_limits"]["fed_window"] == [3, 3]
+    assert h200.ptx.count("mbarrier.test_wait") == 2  # of weights and of old rows
+    assert h200.manifest["launch"]["fed_window"] < h200.manifest["launch"]["tape_window"]
+    assert h200.manifest["launch_limits"]["fed_window"] == [1, 12]
+
+
 def test_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a second copy is measured as cheaper, what all SMs read has room for one; launches may use it."""
     cheap = replace(TARGETS["h100"], copied_us=0.1)
