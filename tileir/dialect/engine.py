@@ -9,7 +9,6 @@ from typing import Any
 
 from tileir.dialect.attributes import (
     all_positive,
-    divides,
     fail,
     first_failure,
     get,
@@ -174,7 +173,7 @@ class BodyOp(Engine.Operation, name="body", traits=OPEN):
 
     @staticmethod
     def verify_region_invariants(op: Any) -> bool:
-        """One role of a kind, one of them the consumers; groups of x part the tiles of the tape."""
+        """One role of a kind, one of them the consumers; groups of x do not outnumber the tape's tiles."""
         parts = {name_of(o): o for o in walk(op, "engine.receive", "engine.emit")}
         tape = [get(o, "source") for o in walk(op, "engine.multiply")] == ["tape"]
         groups = get(parts["engine.receive"], "groups", 1) if tape and len(parts) == 2 else 1
@@ -188,7 +187,7 @@ class BodyOp(Engine.Operation, name="body", traits=OPEN):
                 (len(set(names)) == len(names), "a role occurs twice"),
                 (set(names) <= set(ROLES), f"roles {names} are none of {ROLES}"),
                 ("consumer" in names, "no consumer role"),
-                (divides(groups, space), f"{groups} groups do not part {space} tiles"),
+                (groups <= space, f"{groups} groups in a space of {space} tiles"),
             ],
         )
 
