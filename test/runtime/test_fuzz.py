@@ -249,6 +249,12 @@ def little_time() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.parametrize("value", ["\nb", "a\tb", "a\u00a0b", "a'b", "", "a(b"])
+def test_values_of_any_characters_are_quoted(value: str) -> None:
+    parsed_or_refused(f'specialize-gpu{{placement="{value}"}}')
+    assert parse_pipeline(f'specialize-gpu{{placement="{value}"}}')[0].placement == value  # type: ignore[union-attr]
+
+
 @given(st.text(max_size=200))
 @settings(max_examples=3 * EXAMPLES, deadline=None)
 def test_any_text_as_a_pipeline(text: str) -> None:

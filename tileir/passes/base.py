@@ -1,12 +1,17 @@
 """What a pass is: a frozen dataclass whose fields are its options."""
 
 import dataclasses
+import re
 import typing
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
 from tileir.errors import PipelineError
+
+BARE = re.compile(
+    r"""[^\s{}(),"'=]+"""
+)  # values that need no quotes (tileir/passes/grammar.py, WORD)
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def value_text(value: Any) -> str:
         return f"{{{','.join(map(value_text, value))}}}"
     text = str(value)
     quote = "'" if '"' in text else '"'
-    return text if text and not set(text) & set(" ,=(){}'\"") else f"{quote}{text}{quote}"
+    return text if BARE.fullmatch(text) else f"{quote}{text}{quote}"
 
 
 def _read(kind: Any, text: str | None) -> Any:
