@@ -19,11 +19,9 @@ from tileir.runtime.session import CudaSession
 def check(folder: Path, name: str, *, hang: bool) -> dict[str, Any]:
     """Compare one model: logits, bits, stop ids, leaving early, and on request a hang that explains itself."""
     case = dict(np.load(folder / f"{name}.npz"))
-    ids, wanted, rounding = (
-        case.pop("ids").tolist(),
-        case.pop("logits"),
-        float(case.pop("rounding")),
-    )
+    ids, wanted = case.pop("ids").tolist(), case.pop("logits")
+    # The kernel rounds elsewhere than the reference device does: what bf16 itself costs a model is no error.
+    bound = max(0.02, float(case.pop("rounding")))
     session = CudaSession(load_package(folder / f"{name}.tileir"), case)
     found = session.logits(ids)
     tokens = list(session.generate(ids, 24))
@@ -39,7 +37,6 @@ def check(folder: Path, name: str, *, hang: bool) -> dict[str, Any]:
     report = {
         "error_of_splits": float(np.abs(parted - wanted).max() / np.abs(wanted).max()),
         "error": float(np.abs(found - wanted).max() / np.abs(wanted).max()),
-        "rounding": rounding,
         "bits": bool(np.array_equal(found, session.logits(ids))),
         "first": tokens[0] == int(found[-1].argmax()) == first,
         "stop": stopped == tokens[: tokens.index(stop) + 1],
@@ -48,11 +45,10 @@ def check(folder: Path, name: str, *, hang: bool) -> dict[str, Any]:
     }
     session.close()
     errors = [v for k, v in report.items() if k.startswith("error")]
-    # The kernel rounds elsewhere than the reference device does: what bf16 itself costs a model is no error.
-    report["passed"] = max(errors) < max(0.02, rounding) and all(
-        v for k, v in report.items() if not k.startswith(("error", "rounding"))
+    report["passed"] = max(errors) < bound and all(
+        v for k, v in report.items() if not k.startswith("error")
     )
-    return report
+    return report | {"bound": bound}
 
 
 def hangs(session: CudaSession, ids: list[int]) -> bool:

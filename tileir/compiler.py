@@ -264,11 +264,10 @@ def _launch(plan: Plan) -> dict[str, Any]:
     replicas = [get(op, "replicas") for op in walk(plan.device, "engine.channel")]
     tape, most = plan.rings["tape"], max(splits, default=1)
     fed = tape.fed_window
-    both_windows = (1, tape.slots) if fed < tape.window else (fed, fed)
+    fed_limits = (1, tape.slots) if tape.narrows else (fed, fed)
     limits = {
         "tape_window": (tape.window, 1, tape.slots),
-        # A kernel whose fed window is no narrower knows one window alone.
-        "fed_window": (tape.fed_window, *both_windows),
+        "fed_window": (fed, *fed_limits),
         "splits": (most, 1, most),
         "alone_bytes": (plan.target.alone_bytes, 0, 1 << 20),
         "replicas": (CONSTANTS["replicas"], 1, max(replicas, default=1)),

@@ -51,7 +51,7 @@ def poll(k: Kernel, pointers: list[Value], detail: Value, *, together: bool = Fa
     """As poll_pair, of packets by address; detail: what a report of a hang says of the first."""
 
     def attempt() -> tuple[Value, list[Value]]:
-        words = [b.load("i64", p, 8, **b.RELAXED) for p in pointers]
+        words = _ask(pointers)
         ready = _all_came(k, words)
         return (b.vote_all(ready) if together else ready), words
 
@@ -69,9 +69,6 @@ def poll_many(k: Kernel, pointers: list[Value], detail: Value) -> list[Value]:
     bandwidth from the weights.
     """
 
-    def ask() -> list[Value]:
-        return [b.load("i64", p, 8, **b.RELAXED) for p in pointers]
-
     def attempt(*words: Value) -> tuple[Value, list[Value]]:
         late = [b.negate(_came(k, word)) for word in words]
         words = tuple(map(b.load_if, late, pointers, words))
@@ -82,9 +79,13 @@ def poll_many(k: Kernel, pointers: list[Value], detail: Value) -> list[Value]:
         pause = partial(_pause, k)
         return k.spin(attempt, types, report, agree=b.vote_all, pause=pause, before=first)
 
-    first, types = ask(), ["i64"] * len(pointers)
+    first, types = _ask(pointers), ["i64"] * len(pointers)
     words = b.if_(b.vote_all(_all_came(k, first)), lambda: first, wait, types)
     return [b.i32(w) for w in words]
+
+
+def _ask(pointers: list[Value]) -> list[Value]:
+    return [b.load("i64", p, 8, **b.RELAXED) for p in pointers]
 
 
 def _came(k: Kernel, word: Value) -> Value:

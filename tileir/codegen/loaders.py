@@ -13,14 +13,13 @@ from tileir.codegen.plan import Body, Ring
 from tileir.dialect.attributes import get, name_of
 from tileir.dialect.tile import padded
 from tileir.mlir import llvm, nvvm
-from tileir.scheduling.assign import rows_a_slot
+from tileir.scheduling.assign import fed_slots, rows_a_slot
 
 Value = Any
 BLOCK_BYTES = 1024
 # Carried from row to row: where the tape goes on, slot and parity, and the step's position once it is known.
 CARRIED = ["!llvm.ptr<1>", "i32", "i32", "i32"]
 NO_POSITION = -1
-FED = 4  # a ring of whose slots no more than one in so many is free is fed
 
 
 def tape_loader(k: Kernel) -> None:
@@ -238,10 +237,10 @@ def _copy(
 def _in_window(k: Kernel, ring: Ring, slot: Value, parity: Value) -> None:
     """Until the ring's window has room for one more copy: which window, says whether a quarter of the ring is free."""
     window, fed = k.windows(ring)
-    if ring.fed_window >= ring.window:
+    if not ring.narrows:
         _landed(k, ring, slot, parity, window)
         return
-    ahead = slot + ring.slots // FED
+    ahead = slot + fed_slots(ring.slots)
     wrap = b.i32(b.uge(ahead, ring.slots))
     hungry = nvvm.mbarrier_test_wait(
         k.empty(ring, ahead - wrap * ring.slots), parity ^ wrap, results=[b.type_of("i1")]

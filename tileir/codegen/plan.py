@@ -41,6 +41,11 @@ class Ring:
     full: int
     empty: int
 
+    @property
+    def narrows(self) -> bool:
+        """Whether fewer copies are on their way while it is fed; else kernels know one window alone."""
+        return self.fed_window < self.window
+
 
 @dataclass(frozen=True)
 class Body:

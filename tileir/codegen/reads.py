@@ -9,9 +9,9 @@ from typing import Any
 
 from tileir.codegen.plan import Plan
 from tileir.dialect.attributes import get, name_of, static_shape, walk
-
-BLOCK_BYTES = 1024  # 16 rows × 32 values of a weight, bf16
-STATE_BYTES = 2  # a value of a KV cache, bf16
+from tileir.dialect.tile import BLOCK_K, padded
+from tileir.scheduling.cost import ELEMENT_BYTES
+from tileir.scheduling.rings import BLOCK_BYTES
 
 
 def row_reads(plan: Plan, recipe: dict[str, Any]) -> list[dict[str, Any]]:
@@ -37,7 +37,7 @@ def _expert_bytes(fill: Any) -> int:
         return 0
     first, behind = get(fill, "experts")
     chosen = min(static_shape(fill.operands[0])[1], behind - first)
-    return int(chosen * get(fill, "tiles") * -(-get(fill, "k") // 32) * BLOCK_BYTES)
+    return int(chosen * get(fill, "tiles") * padded(get(fill, "k")) // BLOCK_K * BLOCK_BYTES)
 
 
 def _cache(fill: Any, context: int) -> dict[str, int]:
@@ -51,7 +51,7 @@ def _cache(fill: Any, context: int) -> dict[str, int]:
     splits = get(fill, "splits")
     return {
         "heads": min(get(fill, "tasks") // splits, get(fill, "kv_heads")),
-        "bytes": sum(static_shape(s)[-1] for s in states) * STATE_BYTES,
+        "bytes": sum(static_shape(s)[-1] for s in states) * ELEMENT_BYTES,
         "most": most,
         "splits": splits,
     }

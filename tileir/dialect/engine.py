@@ -174,10 +174,9 @@ class BodyOp(Engine.Operation, name="body", traits=OPEN):
     @staticmethod
     def verify_region_invariants(op: Any) -> bool:
         """One role of a kind, one of them the consumers; groups of x do not outnumber the tape's tiles."""
-        parts = {name_of(o): o for o in walk(op, "engine.receive", "engine.emit")}
         tape = [get(o, "source") for o in walk(op, "engine.multiply")] == ["tape"]
-        groups = get(parts["engine.receive"], "groups", 1) if tape and len(parts) == 2 else 1
-        space = get(parts["engine.emit"], "space") if groups > 1 else groups
+        groups = max((get(o, "groups", 1) for o in walk(op, "engine.receive")), default=1)
+        space = min((get(o, "space") for o in walk(op, "engine.emit")), default=groups)
         names = [get(o, "sym_name") for o in walk(op, "engine.role")]
         kinds = ("contract", "attend", "map", "select")
         return first_failure(
@@ -187,7 +186,7 @@ class BodyOp(Engine.Operation, name="body", traits=OPEN):
                 (len(set(names)) == len(names), "a role occurs twice"),
                 (set(names) <= set(ROLES), f"roles {names} are none of {ROLES}"),
                 ("consumer" in names, "no consumer role"),
-                (groups <= space, f"{groups} groups in a space of {space} tiles"),
+                (not tape or groups <= space, f"{groups} groups in a space of {space} tiles"),
             ],
         )
 

@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 
 from tileir.errors import PipelineError
 
-BARE = re.compile(
-    r"""[^\s{}(),"'=]+"""
-)  # values that need no quotes (tileir/passes/grammar.py, WORD)
+# Values that need no quotes: the grammar's WORD without parentheses (tileir/passes/grammar.py).
+BARE = re.compile(r"""[^\s{}(),"'=]+""")
 
 
 @dataclass(frozen=True)

@@ -66,13 +66,13 @@ class OutlineStagesPass(Pass):
         (function,) = walk(module, "func.func")
         stages = list(walk(function, *STAGES))
         roles = decided(module, "tileir.roles", "specialize-warp")
-        _sizes(roles, "tileir.roles has ", {"consumer": 1})
+        _check_sizes(roles, "tileir.roles has ", {"consumer": 1})
         rings = decided(module, "tileir.rings", "schedule-pipeline")
-        rings = _sizes(rings, "tileir.rings has ", _RINGS)
+        _check_sizes(rings, "tileir.rings has ", _RINGS)
         devices = sorted({d for op in stages for d in decided(op, "devices", "specialize-gpu")})
         facts = {n: get(module, f"tileir.{n}", d) for n, d in _STEP.items()}
         facts |= {n: decided(module, f"tileir.{n}", "the importer") for n in _MODEL}
-        facts = _sizes(facts, "the module has tileir.", dict.fromkeys(_COUNTS, 1))
+        _check_sizes(facts, "the module has tileir.", dict.fromkeys(_COUNTS, 1))
         names = _name_channels(function, stages)
         for index in devices:
             with ir.InsertionPoint(module.body), function.location:
@@ -100,13 +100,12 @@ _COUNTS = ("tokens", "sequences", *_MODEL)
 _RINGS = {"slot_bytes": BLOCK_BYTES, "window": 1, "fed_window": 1}
 
 
-def _sizes(facts: dict[str, Any], what: str, units: dict[str, int]) -> dict[str, Any]:
-    """The facts. Raises ContractError for one that is no positive multiple of its unit."""
+def _check_sizes(facts: dict[str, Any], what: str, units: dict[str, int]) -> None:
+    """Raises ContractError for a fact that is no positive multiple of its unit."""
     for name, unit in units.items():
         if facts.get(name, 0) < unit or facts[name] % unit:
             said = f"{what}{name} = {facts.get(name)}"
             raise ContractError(said, hint=f"it is a positive multiple of {unit}")
-    return facts
 
 
 def _rings(stages: list[Any]) -> list[str]:
@@ -200,7 +199,9 @@ class _Outliner:
             if value in used and value in self.names:
                 parts = ("payload", "protocol", "level", "depth", "replicas")
                 facts = {n: decided(op, n, "select-sync") for n in parts}
-                _sizes(facts, f"channel {self.names[value]!r} has ", {"depth": 1, "replicas": 1})
+                _check_sizes(
+                    facts, f"channel {self.names[value]!r} has ", {"depth": 1, "replicas": 1}
+                )
                 self.copies[self.names[value]] = facts["depth"], facts["replicas"]
                 self._one("engine.channel", value, declared, facts)
 

@@ -9,6 +9,7 @@ from tileir.errors import DeviceHang
 from tileir.reference.arithmetic import Array
 from tileir.reference.scheduler import PAUSE, Role, Scheduler, Wait
 from tileir.reference.stores import Memory, Shared
+from tileir.scheduling.assign import fed_slots
 
 Copy = Callable[[], tuple[Array, ...]]
 
@@ -50,8 +51,7 @@ class Ring:
     def fill(self, use: int, copy: Copy, copies: "CopyEngine") -> Role:
         """The loader's part of use number `use`: wait for slot and window, then start the copy."""
         yield self._free(use)
-        # Fed is a ring of whose slots no more than a quarter are free (docs/ir.md, rings).
-        hungry = self._free(use + self.slots // 4).ready()
+        hungry = self._free(use + fed_slots(self.slots)).ready()
         window = self.window if hungry else min(self.window, self.fed_window)
         if use >= window:
             behind = use - window

@@ -24,6 +24,11 @@ def rows_a_slot(slot_bytes: int, states: int, head_size: int) -> int:
     return slot_bytes // (2 * states * (1 << (head_size - 1).bit_length()))
 
 
+def fed_slots(slots: int) -> int:
+    """Of how many slots no more are free in a ring that is fed: a quarter (docs/ir.md, rings)."""
+    return slots // 4
+
+
 def next_rotation(rotation: int, tasks: int, sms: int) -> int:
     """Where the next stage's assignment starts: where this one's remainder ended."""
     return (rotation - tasks) % sms
