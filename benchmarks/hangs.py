@@ -1,7 +1,7 @@
 """Kernels that hang, on a GPU: does each end in time, say why, and leave a GPU that works?
 
-    python -m benchmarks.hangs --make FOLDER            # where there is MLIR
-    python -m benchmarks.hangs FOLDER --out FILE.json   # on the GPU; needs neither MLIR nor torch
+    python -m benchmarks.hangs --make FOLDER [--target h200]  # where there is MLIR
+    python -m benchmarks.hangs FOLDER --out FILE.json         # on the GPU; needs neither MLIR nor torch
 
 Every defect runs in a process of its own, 60 s at most, and FILE is written after each. There the defect is launched
 twice in one session, then the correct package runs in the same process. A hang has to end within END_MS of the first
@@ -146,6 +146,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--make", type=Path)
+    parser.add_argument("--target", default="h100")
     parser.add_argument("--out", type=Path, default=Path("hangs.json"))
     parser.add_argument("--cases", nargs="*", default=[], help="only these")
     parser.add_argument("--one", help="this case, in this process; its result to stdout")
@@ -153,7 +154,7 @@ def main() -> int:
     if args.make:
         from benchmarks.make_hangs import make
 
-        make(args.make)
+        make(args.make, args.target)
         return 0
     if args.folder is None:
         parser.error("name the folder that --make has written")

@@ -14,35 +14,35 @@ from tileir.mlir import ir, new_context
 from tileir.package import Package
 from tileir.target import find_target
 
-TARGET, CORRECT, CONTEXT = "h100", "correct", 128
+CORRECT, CONTEXT = "correct", 128
 # Of SmolLM2-135M's shape, whose steps are long: how soon all blocks end. Weights are random.
 LONG = ("epoch off by one", "no release")
 
 
-def make(folder: Path) -> None:
+def make(folder: Path, target: str) -> None:
     """Write the packages, correct.npz, and cases.json: what each report has to say, and how it is launched."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_case(folder, CORRECT, tiny())
-    text = tileir.compile(export_decode(tiny(), CONTEXT), target=TARGET).engine_text
+    write_case(folder, CORRECT, tiny(), target)
+    text = tileir.compile(export_decode(tiny(), CONTEXT), target=target).engine_text
     cases: dict[str, Any] = {}
     for name, defect in DEFECTS.items():
-        broken(text, defect).save(folder / f"{_file(name)}.tileir")
+        broken(text, defect, target).save(folder / f"{_file(name)}.tileir")
         cases[_file(name)] = {"says": defect.says, "launch": defect.launch, "long": False}
     model = fake_hf(config_of("smollm2-135m"))
     shapes = {n: list(p.shape) for n, p in model.state_dict(keep_vars=True).items()}
-    text = tileir.compile(export_decode(model, 2048), target=TARGET).engine_text
+    text = tileir.compile(export_decode(model, 2048), target=target).engine_text
     for name in LONG:
-        broken(text, DEFECTS[name]).save(folder / f"long-{_file(name)}.tileir")
+        broken(text, DEFECTS[name], target).save(folder / f"long-{_file(name)}.tileir")
         cases[f"long-{_file(name)}"] = {"says": [], "launch": {}, "long": True}
     (folder / "cases.json").write_text(json.dumps({"cases": cases, "shapes": shapes}, indent=1))
     print("\n".join(cases))
 
 
-def broken(text: str, defect: Defect) -> Package:
+def broken(text: str, defect: Defect, target: str) -> Package:
     """The package of an engine module with a defect; verify-schedule does not see it."""
     edited = defect.edit(text)
     with defect.patch(), new_context() as context, ir.Location.unknown():
-        return package_of(ir.Module.parse(edited, context), find_target(TARGET))
+        return package_of(ir.Module.parse(edited, context), find_target(target))
 
 
 def _file(name: str) -> str:

@@ -16,26 +16,27 @@ from tileir.frontends.torch_export import export_decode
 from tileir.package import Package
 from tileir.runtime.driver import device_count
 
+TARGET = "h100"
 gpu = [pytest.mark.gpu, pytest.mark.skipif(device_count() == 0, reason="no GPU")]
 
 
 @pytest.fixture(scope="module")
 def correct() -> Package:
-    return compile_(export_decode(tiny(), 128), target="h100")
+    return compile_(export_decode(tiny(), 128), target=TARGET)
 
 
 @pytest.mark.parametrize("name", DEFECTS)
 def test_a_defect_is_in_the_kernel(name: str, correct: Package) -> None:
     """Of its table, its code or its launch: what runs is not the correct package."""
     defect = DEFECTS[name]
-    found = broken(correct.engine_text, defect)
+    found = broken(correct.engine_text, defect, TARGET)
     assert (found.ptx, found.manifest["table"]) != (correct.ptx, correct.manifest["table"])
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("hangs")
-    make(path)
+    make(path, TARGET)
     return path
 
 
