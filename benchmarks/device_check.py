@@ -6,6 +6,7 @@ FOLDER holds the `tiny-….tileir` and `tiny-….npz` of benchmarks/make_package
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,48 @@ from tileir.errors import DeviceHang
 from tileir.package import load_package
 from tileir.runtime.session import CudaSession
 
+CORRECT = "correct"  # the case that benchmarks.hangs and host_faults go back to
+
+
+@dataclass(frozen=True)
+class Case:
+    """A small model: its weights by name, the prompt's token ids, and what is right.
+
+    logits: [positions, vocabulary], f32, of reference-bf16. bound: the largest error that is rounding, a fraction of
+    the largest logit.
+    """
+
+    weights: dict[str, np.ndarray]
+    ids: list[int]
+    logits: np.ndarray
+    bound: float
+
+    def close(self, logits: np.ndarray) -> bool:
+        """Whether they are the case's own but for rounding."""
+        return self.error(logits) < self.bound
+
+    def error(self, logits: np.ndarray) -> float:
+        """The largest, a fraction of the largest logit."""
+        return float(np.abs(logits - self.logits).max() / np.abs(self.logits).max())
+
+
+def load_case(folder: Path, name: str) -> Case:
+    """What benchmarks.make_packages.write_case has written."""
+    held = dict(np.load(folder / f"{name}.npz"))
+    ids, logits, rounding = (
+        held.pop("ids").tolist(),
+        held.pop("logits"),
+        float(held.pop("rounding")),
+    )
+    # The kernel rounds elsewhere than the reference device does: what bf16 itself costs a model is no error.
+    return Case(held, ids, logits, max(0.02, rounding))
+
 
 def check(folder: Path, name: str, *, hang: bool) -> dict[str, Any]:
     """Compare one model: logits, bits, stop ids, leaving early, and on request a hang that explains itself."""
-    case = dict(np.load(folder / f"{name}.npz"))
-    ids, wanted = case.pop("ids").tolist(), case.pop("logits")
-    # The kernel rounds elsewhere than the reference device does: what bf16 itself costs a model is no error.
-    bound = max(0.02, float(case.pop("rounding")))
-    session = CudaSession(load_package(folder / f"{name}.tileir"), case)
+    case = load_case(folder, name)
+    ids = case.ids
+    session = CudaSession(load_package(folder / f"{name}.tileir"), case.weights)
     found = session.logits(ids)
     tokens = list(session.generate(ids, 24))
     stop = tokens[5]
@@ -35,8 +70,8 @@ def check(folder: Path, name: str, *, hang: bool) -> dict[str, Any]:
     parted = session.logits(ids)
     session.launch["alone_bytes"] = session.manifest["launch"]["alone_bytes"]
     report = {
-        "error_of_splits": float(np.abs(parted - wanted).max() / np.abs(wanted).max()),
-        "error": float(np.abs(found - wanted).max() / np.abs(wanted).max()),
+        "error_of_splits": case.error(parted),
+        "error": case.error(found),
         "bits": bool(np.array_equal(found, session.logits(ids))),
         "first": tokens[0] == int(found[-1].argmax()) == first,
         "stop": stopped == tokens[: tokens.index(stop) + 1],
@@ -45,10 +80,10 @@ def check(folder: Path, name: str, *, hang: bool) -> dict[str, Any]:
     }
     session.close()
     errors = [v for k, v in report.items() if k.startswith("error")]
-    report["passed"] = max(errors) < bound and all(
+    report["passed"] = max(errors) < case.bound and all(
         v for k, v in report.items() if not k.startswith("error")
     )
-    return report | {"bound": bound}
+    return report | {"bound": case.bound}
 
 
 def hangs(session: CudaSession, ids: list[int]) -> bool:

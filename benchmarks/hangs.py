@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.device_check import CORRECT, Case, load_case
 from tileir.errors import DeviceHang
 from tileir.package import load_package
 from tileir.runtime.report import groups_of, load_dump, roots_of, waits_for
@@ -29,15 +30,17 @@ INJECTED = "a-row-that-polls-elsewhere"
 
 def run_case(folder: Path, name: str) -> dict[str, Any]:
     """Launch a defect twice, then what is correct; the figures of each."""
-    case, weights, ids, _ = _read(folder, name)
+    facts, small = json.loads((folder / "cases.json").read_text()), load_case(folder, CORRECT)
+    defect = facts["cases"][name]
+    weights = drawn(facts["shapes"]) if defect["long"] else small.weights
     session = CudaSession(load_package(folder / f"{name}.tileir"), weights)
-    session.launch |= case["launch"]
+    session.launch |= defect["launch"]
     session._limit = LIMIT_CLOCKS
-    hangs = [hang(session, ids) for _ in range(2)]
+    hangs = [hang(session, small.ids) for _ in range(2)]
     session.close()
     found: dict[str, Any] = {"case": name, "hangs": hangs}
-    found["missing"] = [[s for s in case["says"] if s not in h["text"]] for h in hangs]
-    found["correct_after"] = _correct(folder)
+    found["missing"] = [[s for s in defect["says"] if s not in h["text"]] for h in hangs]
+    found["correct_after"] = correct(folder, small)
     found["passed"] = (
         all(h["hung"] and 0 < h["end_ms"] <= END_MS and h["drawable"] for h in hangs)
         and not any(found["missing"])
@@ -48,21 +51,21 @@ def run_case(folder: Path, name: str) -> dict[str, Any]:
 
 def run_injected(folder: Path) -> dict[str, Any]:
     """A correct session is made to hang, by a row that polls another channel, and goes on to give the right logits."""
-    _, weights, ids, wanted = _read(folder, "")
-    session = CudaSession(load_package(folder / "correct.tileir"), weights)
-    before = session.logits(ids)
+    case = load_case(folder, CORRECT)
+    session = CudaSession(load_package(folder / f"{CORRECT}.tileir"), case.weights)
+    before = session.logits(case.ids)
     table = np.asarray(session.manifest["table"], np.uint32)
     row = session.manifest["row_bodies"].index("contract_1")
     wrong = table.copy()
     wrong[row, 2] = table[-1, 2]
     session._device.upload(wrong, session._table)
     usual, session._limit = session._limit, LIMIT_CLOCKS
-    found = hang(session, ids)
+    found = hang(session, case.ids)
     session._device.upload(table, session._table)
     session._limit = usual
-    after = session.logits(ids)
+    after = session.logits(case.ids)
     session.close()
-    right = bool(np.array_equal(before, after) and _close(after, wanted))
+    right = bool(np.array_equal(before, after) and case.close(after))
     passed = found["hung"] and right and f"row {row} " in found["text"]
     passed = passed and 0 < found["end_ms"] <= END_MS
     return {"case": INJECTED, "hangs": [found], "same_session_after": right, "passed": passed}
@@ -95,29 +98,18 @@ def hang(session: CudaSession, ids: list[int]) -> dict[str, Any]:
     return {"hung": False, "seconds": seconds, "end_ms": 0.0, "drawable": False, "text": ""}
 
 
-def _correct(folder: Path) -> bool:
-    _, weights, ids, wanted = _read(folder, "")
-    session = CudaSession(load_package(folder / "correct.tileir"), weights)
-    found = session.logits(ids)
+def correct(folder: Path, case: Case) -> bool:
+    """Whether the correct package still gives its logits."""
+    session = CudaSession(load_package(folder / f"{CORRECT}.tileir"), case.weights)
+    found = session.logits(case.ids)
     session.close()
-    return _close(found, wanted)
+    return case.close(found)
 
 
-def _close(found: np.ndarray, wanted: np.ndarray) -> bool:
-    return bool(np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max())
-
-
-def _read(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any], list[int], Any]:
-    """A case's facts, its weights, the prompt, and the correct package's logits."""
-    facts = json.loads((folder / "cases.json").read_text())
-    weights = dict(np.load(folder / "correct.npz"))
-    ids, wanted = weights.pop("ids").tolist(), weights.pop("logits")
-    case = facts["cases"].get(name, {})
-    if case.get("long"):
-        rng = np.random.default_rng(0)
-        shapes = facts["shapes"].items()
-        weights = {n: rng.standard_normal(s, np.float32) * np.float32(0.02) for n, s in shapes}
-    return case, weights, ids, wanted
+def drawn(shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
+    """Random f32 weights by name."""
+    rng = np.random.default_rng(0)
+    return {n: rng.standard_normal(s, np.float32) * np.float32(0.02) for n, s in shapes.items()}
 
 
 def run_all(folder: Path, out: Path, only: list[str]) -> bool:

@@ -17,8 +17,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from benchmarks.device_check import CORRECT, Case, load_case
 from tileir.errors import DeviceError
 from tileir.package import load_package
 from tileir.runtime.driver import Device
@@ -28,21 +27,20 @@ SECONDS, SLACK_BYTES = 5.0, 64 << 20
 WAYS = {"generate": "tokens", "time_steps": "one long wait"}
 
 
-def session_of(folder: Path) -> tuple[CudaSession, list[int], np.ndarray]:
-    """The correct package on the GPU, its prompt and its logits."""
-    weights = dict(np.load(folder / "correct.npz"))
-    ids, wanted = weights.pop("ids").tolist(), weights.pop("logits")
-    return CudaSession(load_package(folder / "correct.tileir"), weights), ids, wanted
+def session_of(folder: Path) -> tuple[CudaSession, Case]:
+    """The correct package on the GPU."""
+    case = load_case(folder, CORRECT)
+    return CudaSession(load_package(folder / f"{CORRECT}.tileir"), case.weights), case
 
 
 def work(folder: Path, way: str) -> None:
     """The child: a kernel always runs."""
-    session, ids, _ = session_of(folder)
+    session, case = session_of(folder)
     with closing(session):
         print("ready", flush=True)
         while True:
             if way == "generate":
-                list(session.generate(ids, 80))
+                list(session.generate(case.ids, 80))
             else:
                 session.step_times(128, 127)
 
@@ -101,8 +99,8 @@ def out_of_memory(folder: Path) -> dict[str, Any]:
 def collected(folder: Path) -> dict[str, Any]:
     """A session that nobody closes, while its kernel runs: collected, its memory is free."""
     before = free_bytes()
-    session, ids, _ = session_of(folder)
-    stream = session.generate(ids, 80)
+    session, case = session_of(folder)
+    stream = session.generate(case.ids, 80)
     next(stream)
     held = before - free_bytes()
     del stream, session
@@ -117,10 +115,10 @@ def collected(folder: Path) -> dict[str, Any]:
 
 def unread(folder: Path) -> dict[str, Any]:
     """A host that does not read until the kernel has ended gets the tokens that one that reads gets."""
-    session, ids, _ = session_of(folder)
+    session, case = session_of(folder)
     with closing(session):
-        wanted = list(session.generate(ids, 80))
-        stream = session.generate(ids, 80)
+        wanted = list(session.generate(case.ids, 80))
+        stream = session.generate(case.ids, 80)
         time.sleep(1.0)
         found = list(stream)
     return {"case": "a host that reads late", "passed": found == wanted and len(found) == 80}
@@ -128,10 +126,10 @@ def unread(folder: Path) -> dict[str, Any]:
 
 def works(folder: Path) -> bool:
     """Whether a new session gives the right logits."""
-    session, ids, wanted = session_of(folder)
+    session, case = session_of(folder)
     with closing(session):
-        found = session.logits(ids)
-    return bool(np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max())
+        found = session.logits(case.ids)
+    return case.close(found)
 
 
 def free_bytes() -> int:

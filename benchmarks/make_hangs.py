@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import tileir
+from benchmarks.device_check import CORRECT
 from benchmarks.make_packages import tiny, write_case
 from benchmarks.shapes import config_of
 from test.gpu.hang_defects import DEFECTS, Defect
@@ -14,7 +15,7 @@ from tileir.mlir import ir, new_context
 from tileir.package import Package
 from tileir.target import find_target
 
-CORRECT, CONTEXT = "correct", 128
+CONTEXT = 128
 # Of SmolLM2-135M's shape, whose steps are long: how soon all blocks end. Weights are random.
 LONG = ("epoch off by one", "no release")
 
