@@ -25,7 +25,7 @@ lint: $(READY)
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --check --quiet .
 	rm -rf $(TREE) && mkdir -p $(TREE)
-	cp -Rp tileir $(TREE)/ && cp -Rp frontends runtime $(TREE)/tileir/
+	cp -Rp tileir benchmarks docs test $(TREE)/ && cp -Rp frontends runtime $(TREE)/tileir/
 	cd $(TREE) && $(CURDIR)/$(BIN)/mypy --cache-dir $(CURDIR)/.mypy_cache --config-file $(CURDIR)/pyproject.toml
 	cd $(TREE) && $(CURDIR)/$(BIN)/lint-imports --no-logo --config $(CURDIR)/pyproject.toml
 

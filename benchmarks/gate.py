@@ -86,9 +86,10 @@ def main() -> int:
     torch.backends.cuda.matmul.allow_tf32 = False
     report = run(args.packages, args.model, args.text.read_text(), args.positions)
     args.out.write_text(json.dumps(report, indent=1))
-    caught = not any(m["passed"] for m in report["mutants"].values())
-    print("gate", report["gate"]["passed"], "mutants caught", caught, "ms", report["ms"])
-    return 0 if report["gate"]["passed"] and caught and report["bit_identical"] else 1
+    missed = [name for name, found in report["mutants"].items() if found["passed"]]
+    print("gate", report["gate"]["passed"], "ms", report["ms"])
+    print(f"{len(report['mutants'])} mutants, not caught: {', '.join(missed) or 'none'}")
+    return 0 if report["gate"]["passed"] and not missed and report["bit_identical"] else 1
 
 
 if __name__ == "__main__":

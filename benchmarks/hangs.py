@@ -121,7 +121,9 @@ def run_all(folder: Path, out: Path, only: list[str]) -> bool:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
             last = done.stdout.strip().splitlines()[-1:]
-            result = json.loads(last[0]) if done.returncode == 0 and last else {"case": name}
+            result: dict[str, Any] = (
+                json.loads(last[0]) if done.returncode == 0 and last else {"case": name}
+            )
             result |= {} if "passed" in result else {"passed": False, "error": done.stderr[-2000:]}
         except subprocess.TimeoutExpired:
             result = {"case": name, "passed": False, "error": f"still running after {TIMEOUT} s"}

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,10 +153,9 @@ def main() -> int:
         work(args.folder, args.work)
     results = []
     cases = [(w, s) for w in WAYS for s in (signal.SIGKILL, signal.SIGINT)]
-    for run in (
-        *(lambda w=w, s=s: ended_by(args.folder, w, s) for w, s in cases),
-        *(lambda f=f: f(args.folder) for f in (out_of_memory, collected, unread)),
-    ):
+    runs = [partial(ended_by, args.folder, way, sign) for way, sign in cases]
+    runs += [partial(f, args.folder) for f in (out_of_memory, collected, unread)]
+    for run in runs:
         try:
             results.append(run())
         except (DeviceError, AssertionError, subprocess.TimeoutExpired) as error:

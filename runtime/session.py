@@ -4,7 +4,7 @@ import ctypes
 import re
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -129,7 +129,7 @@ class CudaSession:
 
     def generate(
         self, ids: Sequence[int], max_new_tokens: int, stop_ids: Sequence[int] = ()
-    ) -> Iterator[int]:
+    ) -> Generator[int]:
         """Yield up to `max_new_tokens` greedy tokens after the prompt; a stop id ends them and is yielded.
 
         Raises TileirError for a prompt that is empty, too long, or has ids out of range; DeviceHang if a wait on the
@@ -274,7 +274,7 @@ class CudaSession:
         self._device.fill(self._exchange, self.manifest["memory"]["exchange"])
         self._epoch = 0
 
-    def _stream(self, limit: int) -> Iterator[int]:
+    def _stream(self, limit: int) -> Generator[int]:
         given, ended = 0, False
         try:
             yield -1

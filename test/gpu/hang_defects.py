@@ -14,6 +14,7 @@ from test.unit.test_verify_schedule import row, sub
 from tileir.codegen import attend, builder, combine, consumer, contract, epilogue, exchange, loaders
 from tileir.codegen import rows as rows_
 from tileir.codegen.kernel import Kernel
+from tileir.mlir import nvvm
 
 Edit = Callable[[str], str]
 QKV, RECORDS = 1, 13  # rows of the table
@@ -140,9 +141,7 @@ DEFECTS: dict[str, Defect] = {
             "consumer in row 1 (contract_0) waited for a full ring slot",
             "phase 0 awaited, phase 1 seen",
         ),
-        patch=lambda: patched(
-            [(loaders.nvvm, "mbarrier_arrive_expect_tx")], _bytes_that_nobody_copies
-        ),
+        patch=lambda: patched([(nvvm, "mbarrier_arrive_expect_tx")], _bytes_that_nobody_copies),
     ),
     "a step record that is not sent": Defect(
         ("tape loader in row 2 (attend_0) waited for the step record",),

@@ -1,6 +1,6 @@
 """The reference device: a session on a machine without a GPU."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class ReferenceSession:
 
     def generate(
         self, ids: Sequence[int], max_new_tokens: int, stop_ids: Sequence[int] = ()
-    ) -> Iterator[int]:
+    ) -> Generator[int]:
         """Yield up to `max_new_tokens` greedy tokens after the prompt; a stop id ends them and is yielded.
 
         Raises TileirError for a prompt that is empty, too long, or has ids out of range.
@@ -111,7 +111,7 @@ class ReferenceSession:
     def close(self) -> None:
         """Nothing to give back."""
 
-    def _tokens(self, request: Request) -> Iterator[int]:
+    def _tokens(self, request: Request) -> Generator[int]:
         given = 0
         for (made,) in self._engine.run([request] if request.new else []):
             yield from made[given:]
