@@ -78,7 +78,8 @@ def hang(session: CudaSession, ids: list[int]) -> dict[str, Any]:
         list(session.generate(ids, 24))
     except DeviceHang as error:
         seconds = time.perf_counter() - begin
-        dump = load_dump(Path(error.hint.split("`")[1].split()[-1]))
+        file = Path(error.hint.split("`")[1].split()[-1])
+        dump = load_dump(file)
         ends = [t for t in dump["ends"]["after_ns"] if t is not None]
         groups = groups_of(dump)
         edges = sum(len(waits_for(dump, g, groups)) for g in groups)
@@ -92,7 +93,7 @@ def hang(session: CudaSession, ids: list[int]) -> dict[str, Any]:
             "drawable": bool(roots_of(dump, groups)),
             "groups": len(groups),
             "edges": edges,
-            "text": str(error),
+            "text": str(error).replace(str(file), file.name),
         }
     seconds = time.perf_counter() - begin
     return {"hung": False, "seconds": seconds, "end_ms": 0.0, "drawable": False, "text": ""}

@@ -29,6 +29,13 @@ ATTENTIONS = {
     "by hand": own.attend_by_hand,
     "capped": own.attend_capped,
 }
+ROPES: dict[str, dict[str, Any]] = {
+    "mul": {},
+    "matmul": {"angles": own.angles_by_matmul},
+    "einsum": {"angles": own.angles_by_einsum, "whole": True},
+    "table": {"lookup": own.rows_by_index},
+    "whole table": {"lookup": own.rows_by_index_select, "whole": True},
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class Facts:
     final: bool
     tied: bool
     half_turned: bool
+    rope: str
     seed: int
 
 
@@ -83,6 +91,7 @@ def decoders() -> st.SearchStrategy[Facts]:
         final=st.booleans(),
         tied=st.booleans(),
         half_turned=st.booleans(),
+        rope=st.sampled_from(list(ROPES)),
         seed=st.integers(0, 99),
     )
 
@@ -138,6 +147,7 @@ class Decoder(own.Decoder):
             "final": facts.final,
             "turned": 0.5 if facts.half_turned else 1.0,
             "mlp": functools.partial(_mlp, facts),
+            **ROPES[facts.rope],
         }
         super().__init__(**o)
         self.layers = nn.ModuleList(Layer(o, wiring) for wiring in facts.wirings)

@@ -117,6 +117,34 @@ class Plain(nn.Module):
         return self.down(self.act(self.up(x)))
 
 
+def angles_by_mul(positions: Any, frequencies: Any) -> Any:
+    return positions[:, None] * frequencies
+
+
+def angles_by_outer(positions: Any, frequencies: Any) -> Any:
+    return torch.outer(positions.float(), frequencies)
+
+
+def angles_by_einsum(positions: Any, frequencies: Any) -> Any:
+    return torch.einsum("i,j->ij", positions.float(), frequencies)
+
+
+def angles_by_matmul(positions: Any, frequencies: Any) -> Any:
+    return (frequencies[None, :, None] @ positions[None, None, :].float()).transpose(1, 2)[0]
+
+
+def rows_by_index(table: Any, positions: Any) -> Any:
+    return table[positions]
+
+
+def rows_by_index_select(table: Any, positions: Any) -> Any:
+    return table.index_select(0, positions)
+
+
+def rows_by_embedding(table: Any, positions: Any) -> Any:
+    return F.embedding(positions, table)
+
+
 class Layer(nn.Module):
     """Attention and an MLP, with norms before, or behind."""
 
@@ -157,15 +185,23 @@ class Decoder(nn.Module):
         torch.manual_seed(1)
         o = {"hidden": 64, "heads": 4, "kv": 2, "head": 16, "layers": 2, "vocabulary": 96, "context": 24,
              "norm": Rms, "bias": False, "parts": by_split, "attend": attend_called, "post": False,
-             "mlp": lambda size: Gated(size, 96), "final": True, "turned": 1.0} | options  # fmt: skip
+             "mlp": lambda size: Gated(size, 96), "final": True, "turned": 1.0,
+             "angles": angles_by_mul, "lookup": None, "whole": False,
+             "table": torch.float32} | options  # fmt: skip
         self.context, self.size = o["context"], o["head"]
         self.embed = nn.Embedding(o["vocabulary"], o["hidden"])
         self.layers = nn.ModuleList(Layer(o) for _ in range(o["layers"]))
         self.norm = o["norm"](o["hidden"]) if o["final"] else nn.Identity()
         self.head = nn.Linear(o["hidden"], o["vocabulary"], bias=o["bias"])
-        self.turned = int(o["turned"] * self.size)
+        self.turned, self.angles = int(o["turned"] * self.size), o["angles"]
         frequencies = 1 / 10000 ** (torch.arange(0, self.turned, 2) / self.turned)
         self.register_buffer("frequencies", frequencies, persistent=False)
+        self.lookup, self.whole = o["lookup"], o["whole"]
+        if self.lookup is not None:
+            angle = torch.outer(torch.arange(self.context).float(), frequencies)
+            angle = torch.cat([angle, angle], -1) if self.whole else angle
+            self.register_buffer("cosines", (angle.cos() * 1.25).to(o["table"]))
+            self.register_buffer("sines", (angle.sin() * 1.25).to(o["table"]))
         for name, parameter in self.named_parameters():
             noise = torch.randn_like(parameter) * 0.15
             with torch.no_grad():
@@ -173,13 +209,20 @@ class Decoder(nn.Module):
 
     def forward(self, ids: Any, positions: Any) -> Any:
         x = self.embed(ids)
-        angle = positions[:, None] * self.frequencies
-        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        if self.lookup is not None:
+            cos, sin = (self.lookup(t, positions) for t in (self.cosines, self.sines))
+        else:
+            angle = self.angles(positions, self.frequencies)
+            angle = torch.cat([angle, angle], -1) if self.whole else angle
+            cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
 
         def turn(t: Any) -> Any:
             t, rest = t[..., : self.turned], t[..., self.turned :]
             a, b = t.chunk(2, -1)
-            turned = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+            if self.whole:
+                turned = t * cos + torch.cat([-b, a], -1) * sin
+            else:
+                turned = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
             return turned if self.turned == self.size else torch.cat([turned, rest], -1)
 
         mask = torch.arange(self.context)[None, :] <= positions[:, None]

@@ -1,14 +1,17 @@
 """Reading an exported program's nodes: names, layouts, constants, and errors that point at the source."""
 
 import re
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
 from tileir.errors import TileirError
 
+_T = TypeVar("_T")
 FULL = 2**62
 # Operations that leave the flattened order of values as it is, given the checks in `behind`.
 _SAME = (
@@ -93,6 +96,7 @@ class Constants:
         self.mutated = set(signature.buffers_to_mutate.values())
         self._names = self._first_names()
         self._fixed: set[Node] = set()
+        self._made: dict[Hashable, Any] = {}
         for node in program.graph.nodes:
             if self._is_fixed(node):
                 self._fixed.add(node)
@@ -125,14 +129,25 @@ class Constants:
         return target if target in self.mutated else None
 
     def value(self, node: Any) -> torch.Tensor | None:
-        """A node's tensor, if it depends on constants only."""
+        """A node's tensor, if it depends on constants only. Raises TileirError for a buffer without values."""
         if not isinstance(node, Node) or node not in self._fixed:
             return None
         if node.op == "placeholder":
-            return self._held(node)
+            held = self._held(node)
+            if held is not None and (held.is_meta or isinstance(held, FakeTensor)):
+                name = self.buffers.get(node.name, node.name)
+                message = f"the graph needs the numbers of the buffer {name!r}, which has none"
+                raise refuse(node, message, "keep buffers real, as fake_hf does")
+            return held
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), self.value)
         result = node.target(*args, **kwargs)
         return result if isinstance(result, torch.Tensor) else None
+
+    def once(self, key: Hashable, make: Callable[[], _T]) -> _T:
+        """What `make` gives, made once for a key: what is found out about constants, layer after layer."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def _is_fixed(self, node: Node) -> bool:
         """Whether a node, whose inputs have been looked at, depends on constants only."""

@@ -3,7 +3,6 @@
 from math import prod
 from typing import Any
 
-import numpy as np
 import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
@@ -177,9 +176,11 @@ class Rows(Values):
         rope = match_rope(node, self.constants)
         if rope is None:
             return self._partial_rope(node) if op_name(node) == "cat" else None
-        if type(rope.inv_freq) is not np.ndarray:
+        if rope.inv_freq is None:
             raise refuse(
-                node, "rope's frequencies have no values", "keep buffers real: fake_hf does"
+                node,
+                "no frequencies give the tables that rope reads",
+                "row p holds the cosines, or sines, of p · frequency, times one factor",
             )
         size = shape(node)[-1]
         if 2 * len(rope.inv_freq) != size:
@@ -213,6 +214,7 @@ class Rows(Values):
         return self._turn(rope, x, shape(node)[-1], first, rope.style)
 
     def _turn(self, rope: Rope, x: Any, size: int, first: int, style: str) -> Any:
+        assert rope.inv_freq is not None
         operands = [x, self.positions, self.constant(rope.inv_freq)]
         facts: dict[str, Any] = {"head_size": size, "scale": rope.scale, "style": style}
         if first:

@@ -54,6 +54,14 @@ SPELLINGS: dict[str, dict[str, Any]] = {
     "attention by hand": {"attend": own.attend_by_hand},
     "capped attention": {"attend": own.attend_capped},
     "partial rotation": {"turned": 0.5, "head": 32},
+    "angles by outer": {"angles": own.angles_by_outer},
+    "angles by einsum": {"angles": own.angles_by_einsum},
+    "angles by matmul": {"angles": own.angles_by_matmul},
+    "tables by index": {"lookup": own.rows_by_index},
+    "tables by index_select": {"lookup": own.rows_by_index_select},
+    "tables by embedding": {"lookup": own.rows_by_embedding, "turned": 0.5, "head": 32},
+    "tables of whole heads": {"lookup": own.rows_by_index, "whole": True},
+    "angles of whole heads": {"angles": own.angles_by_outer, "whole": True},
 }
 
 
