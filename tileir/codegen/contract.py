@@ -16,9 +16,9 @@ from tileir.codegen.kernel import BEST, SQUARES, Kernel
 from tileir.codegen.plan import Body
 from tileir.dialect.attributes import get, name_of, walk
 from tileir.dialect.tile import TILE_ROWS, padded
+from tileir.scheduling.rings import BLOCK_BYTES
 
 Value = Any
-BLOCK_BYTES = 1024
 TURNS = 2  # blocks of a tile that a warp asks for at once
 POLLED = 16  # packets that a thread asks for at once: more would not fit the registers
 

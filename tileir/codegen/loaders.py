@@ -14,9 +14,9 @@ from tileir.dialect.attributes import get, name_of
 from tileir.dialect.tile import padded
 from tileir.mlir import llvm, nvvm
 from tileir.scheduling.assign import fed_slots, rows_a_slot
+from tileir.scheduling.rings import BLOCK_BYTES
 
 Value = Any
-BLOCK_BYTES = 1024
 # Carried from row to row: where the tape goes on, slot and parity, and the step's position once it is known.
 CARRIED = ["!llvm.ptr<1>", "i32", "i32", "i32"]
 NO_POSITION = -1

@@ -25,6 +25,7 @@ from tileir.reference.routing import choose_experts, choose_top_k
 from tileir.reference.scheduler import Role
 from tileir.reference.steps import StepRecord
 from tileir.scheduling.assign import MAX_TILES_PER_SM, rows_a_slot
+from tileir.scheduling.rings import BLOCK_BYTES
 from tileir.stages import CANDIDATES, CHOICES, SCORES, VALUES, Stage
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ class Consumers:
         tiles = self.mine(row, get(multiply, "tiles"))
         k, groups, space = get(multiply, "k"), get(receive, "groups"), get(emit, "space")
         count, numbers = -(-k // 32), row.tile_base + tiles
-        per_slot = self.sm.slot_bytes["tape"] // tasks.BLOCK_BYTES
+        per_slot = self.sm.slot_bytes["tape"] // BLOCK_BYTES
         slots = yield from self.take("tape", -(-len(tiles) * count // per_slot))
         stride, group = get(receive, "stride"), numbers * groups // space
         first = int(group[0]) if len(tiles) else 0
@@ -204,7 +205,7 @@ class Consumers:
         routing = yield from self.routing(row, multiply.operands[0])
         found = tasks.pairs(row, routing, multiply, self.sm.sm, self.device.sms)
         count = -(-get(multiply, "k") // 32)
-        per_slot = self.sm.slot_bytes["state"] // tasks.BLOCK_BYTES
+        per_slot = self.sm.slot_bytes["state"] // BLOCK_BYTES
         stride, slots = get(row.ops["receive"], "stride"), get(row.ops["receive"], "groups")
         out = row.operand(emit.operands[0])
         width, blocks, taken = out.values // slots, list[Array](), 0

@@ -13,6 +13,7 @@ from tileir.reference.protocol import Copy, Ring
 from tileir.reference.scheduler import Role, Wait
 from tileir.reference.steps import StepRecord
 from tileir.scheduling.assign import rows_a_slot
+from tileir.scheduling.rings import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from tileir.reference.engine import Sm
@@ -39,7 +40,7 @@ class Loaders:
 
     def tape(self) -> Role:
         """Stream this SM's weight blocks, and old rows if they pass the tape's ring, until nobody takes more."""
-        sm, per_slot, use = self.sm, self.sm.slot_bytes["tape"] // tasks.BLOCK_BYTES, 0
+        sm, per_slot, use = self.sm, self.sm.slot_bytes["tape"] // BLOCK_BYTES, 0
         mine = {n: blocks[sm.sm] for n, blocks in self.device.tape.items() if len(blocks[sm.sm])}
         rows = [row for row in self.streamed if row.number in mine or "fill_rows" in row.ops]
         while rows and not sm.finished:
@@ -120,7 +121,7 @@ class Loaders:
     def _experts(self, row: RowPlan, record: StepRecord, use: int) -> Role:
         fill = row.ops["fill"]
         routing = yield from self._routing(row, row.operand(fill.operands[0]), record, use)
-        per_slot = self.sm.slot_bytes["state"] // tasks.BLOCK_BYTES
+        per_slot = self.sm.slot_bytes["state"] // BLOCK_BYTES
         first, store = get(fill, "experts")[0], self.device.store[row.number]
         found = tasks.pairs(row, routing, fill, self.sm.sm, self.device.sms)
         if found:

@@ -12,8 +12,6 @@ from tileir.reference.memory import RowPlan
 from tileir.reference.steps import StepRecord
 from tileir.scheduling.assign import shares
 
-BLOCK_BYTES = 1024
-
 
 def mine(row: RowPlan, tasks: int, sm: int, sms: int) -> Array:
     """This SM's tasks of a row, from 0 on."""
