@@ -32,9 +32,11 @@ ATTENTIONS = {
 ROPES: dict[str, dict[str, Any]] = {
     "mul": {},
     "matmul": {"angles": own.angles_by_matmul},
-    "einsum": {"angles": own.angles_by_einsum, "whole": True},
+    "einsum": {"angles": own.angles_by_einsum, "rotate": own.rotate_whole},
     "table": {"lookup": own.rows_by_index},
-    "whole table": {"lookup": own.rows_by_index_select, "whole": True},
+    "whole table": {"lookup": own.rows_by_index_select, "rotate": own.rotate_whole},
+    "pairs": {"rotate": own.rotate_pairs},
+    "table of pairs": {"lookup": own.rows_by_index, "rotate": own.rotate_pairs},
 }
 
 
@@ -42,7 +44,8 @@ ROPES: dict[str, dict[str, Any]] = {
 class Facts:
     """A decoder. wirings: of each layer; shared: query heads a kv head; head, hidden, inner: values; seed: of weights.
 
-    bias: of attention; final: a norm before the head; half_turned: rope leaves half of a head as it is.
+    bias: of attention; final: a norm before the head; half_turned: rope leaves half of a head as it is; put: caches are
+    written by index; masked: masks are rows of a table.
     """
 
     wirings: tuple[str, ...]
@@ -65,6 +68,8 @@ class Facts:
     tied: bool
     half_turned: bool
     rope: str
+    put: bool
+    masked: bool
     seed: int
 
 
@@ -92,6 +97,8 @@ def decoders() -> st.SearchStrategy[Facts]:
         tied=st.booleans(),
         half_turned=st.booleans(),
         rope=st.sampled_from(list(ROPES)),
+        put=st.booleans(),
+        masked=st.booleans(),
         seed=st.integers(0, 99),
     )
 
@@ -148,6 +155,8 @@ class Decoder(own.Decoder):
             "turned": 0.5 if facts.half_turned else 1.0,
             "mlp": functools.partial(_mlp, facts),
             **ROPES[facts.rope],
+            "put": facts.put,
+            "mask": own.mask_of_table if facts.masked else own.mask_by_compare,
         }
         super().__init__(**o)
         self.layers = nn.ModuleList(Layer(o, wiring) for wiring in facts.wirings)

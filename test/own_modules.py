@@ -78,6 +78,11 @@ def attend_by_hand(q: Any, k: Any, v: Any, mask: Any) -> Any:
     return scores.masked_fill(mask.logical_not(), float("-inf")).softmax(-1) @ v
 
 
+def attend_adding(q: Any, k: Any, v: Any, mask: Any) -> Any:
+    k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
+    return (q @ k.transpose(2, 3) * 0.25 + mask).softmax(-1) @ v
+
+
 def attend_capped(q: Any, k: Any, v: Any, mask: Any) -> Any:
     k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
     scores = 3.0 * torch.tanh(torch.matmul(q, k.mT) * 0.3 / 3.0)
@@ -145,6 +150,40 @@ def rows_by_embedding(table: Any, positions: Any) -> Any:
     return F.embedding(positions, table)
 
 
+def rotate_halves(t: Any, cos: Any, sin: Any) -> Any:
+    a, b = t.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def rotate_whole(t: Any, cos: Any, sin: Any) -> Any:
+    a, b = t.chunk(2, -1)
+    return t * cos + torch.cat([-b, a], -1) * sin
+
+
+def rotate_pairs(t: Any, cos: Any, sin: Any) -> Any:
+    pairs = t.float().reshape(*t.shape[:-1], -1, 2)
+    a, b = pairs[..., 0], pairs[..., 1]
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2).type_as(t)
+
+
+def rotate_every_other(t: Any, cos: Any, sin: Any) -> Any:
+    a, b = t[..., 0::2], t[..., 1::2]
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
+
+
+def mask_by_compare(model: Any, positions: Any) -> Any:
+    columns = torch.arange(model.context)[None, :]
+    return columns <= positions[:, None]
+
+
+def mask_of_table(model: Any, positions: Any) -> Any:
+    return model.seen[None, None, positions]
+
+
+def mask_added(model: Any, positions: Any) -> Any:
+    return model.added[positions]
+
+
 class Layer(nn.Module):
     """Attention and an MLP, with norms before, or behind."""
 
@@ -154,6 +193,7 @@ class Layer(nn.Module):
         hidden, norm, bias = o["hidden"], o["norm"], o["bias"]
         self.parts, self.attend, self.post = o["parts"], o["attend"], o["post"]
         self.sizes = [n * self.size for n in (self.heads, self.kv, self.kv)]
+        self.put = o["put"]
         self.qkv = nn.Linear(hidden, sum(self.sizes), bias=bias)
         self.out = nn.Linear(self.sizes[0], hidden, bias=bias)
         self.first, self.second, self.mlp = norm(hidden), norm(hidden), o["mlp"](hidden)
@@ -171,8 +211,11 @@ class Layer(nn.Module):
     def attention(self, x: Any, at: Any, turn: Part, mask: Any) -> Any:
         parts = self.parts(self.qkv(x), self.sizes)
         q, k, v = (p.reshape(1, 1, -1, self.size).transpose(1, 2) for p in parts)
-        self.keys.index_copy_(2, at, turn(k))
-        self.values.index_copy_(2, at, v)
+        if self.put:
+            self.keys[:, :, at], self.values[:, :, at] = turn(k), v
+        else:
+            self.keys.index_copy_(2, at, turn(k))
+            self.values.index_copy_(2, at, v)
         made = self.attend(turn(q), self.keys, self.values, mask)
         return self.out(made.transpose(1, 2).reshape(1, 1, -1))
 
@@ -186,8 +229,8 @@ class Decoder(nn.Module):
         o = {"hidden": 64, "heads": 4, "kv": 2, "head": 16, "layers": 2, "vocabulary": 96, "context": 24,
              "norm": Rms, "bias": False, "parts": by_split, "attend": attend_called, "post": False,
              "mlp": lambda size: Gated(size, 96), "final": True, "turned": 1.0,
-             "angles": angles_by_mul, "lookup": None, "whole": False,
-             "table": torch.float32} | options  # fmt: skip
+             "angles": angles_by_mul, "lookup": None, "rotate": rotate_halves,
+             "mask": mask_by_compare, "window": 0, "put": False} | options  # fmt: skip
         self.context, self.size = o["context"], o["head"]
         self.embed = nn.Embedding(o["vocabulary"], o["hidden"])
         self.layers = nn.ModuleList(Layer(o) for _ in range(o["layers"]))
@@ -196,12 +239,17 @@ class Decoder(nn.Module):
         self.turned, self.angles = int(o["turned"] * self.size), o["angles"]
         frequencies = 1 / 10000 ** (torch.arange(0, self.turned, 2) / self.turned)
         self.register_buffer("frequencies", frequencies, persistent=False)
-        self.lookup, self.whole = o["lookup"], o["whole"]
+        self.lookup, self.rotate, self.mask = o["lookup"], o["rotate"], o["mask"]
         if self.lookup is not None:
             angle = torch.outer(torch.arange(self.context).float(), frequencies)
-            angle = torch.cat([angle, angle], -1) if self.whole else angle
-            self.register_buffer("cosines", (angle.cos() * 1.25).to(o["table"]))
-            self.register_buffer("sines", (angle.sin() * 1.25).to(o["table"]))
+            angle = torch.cat([angle, angle], -1) if self.rotate is rotate_whole else angle
+            self.register_buffer("turns", 1.25 * torch.stack([angle.cos(), angle.sin()], -1))
+            self.register_buffer("cosines", self.turns[..., 0].clone())
+            self.register_buffer("sines", self.turns[..., 1].clone())
+        seen = torch.ones(self.context, self.context, dtype=torch.bool).tril()
+        seen &= ~seen.tril(-o["window"]) if o["window"] else True
+        self.register_buffer("seen", seen)
+        self.register_buffer("added", torch.zeros(seen.shape).masked_fill(~seen, float("-inf")))
         for name, parameter in self.named_parameters():
             noise = torch.randn_like(parameter) * 0.15
             with torch.no_grad():
@@ -209,23 +257,21 @@ class Decoder(nn.Module):
 
     def forward(self, ids: Any, positions: Any) -> Any:
         x = self.embed(ids)
-        if self.lookup is not None:
+        if self.lookup is not None and self.rotate is rotate_pairs:
+            cos, sin = self.lookup(self.turns, positions).unbind(-1)
+        elif self.lookup is not None:
             cos, sin = (self.lookup(t, positions) for t in (self.cosines, self.sines))
         else:
             angle = self.angles(positions, self.frequencies)
-            angle = torch.cat([angle, angle], -1) if self.whole else angle
+            angle = torch.cat([angle, angle], -1) if self.rotate is rotate_whole else angle
             cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
 
         def turn(t: Any) -> Any:
             t, rest = t[..., : self.turned], t[..., self.turned :]
-            a, b = t.chunk(2, -1)
-            if self.whole:
-                turned = t * cos + torch.cat([-b, a], -1) * sin
-            else:
-                turned = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+            turned = self.rotate(t, cos, sin)
             return turned if self.turned == self.size else torch.cat([turned, rest], -1)
 
-        mask = torch.arange(self.context)[None, :] <= positions[:, None]
+        mask = self.mask(self, positions)
         for layer in self.layers:
             x = layer(x, positions, turn, mask)
         return self.head(self.norm(x))

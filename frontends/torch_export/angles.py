@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch.fx import Node
 
+from tileir.frontends.torch_export.lookups import match_lookup
 from tileir.frontends.torch_export.nodes import Constants, behind, op_name, shape
 from tileir.frontends.torch_export.patterns import split_mul
 
@@ -44,13 +45,13 @@ class Angle:
 class Table:
     """The rows of `values`, [rows, frequencies] f64, at the positions, times `scale`. pairs: as of Angle.
 
-    source: the node of the whole table.
+    source: the node of the whole table, and which of each pair of its values.
     """
 
     positions: Node
-    source: Node
+    source: tuple[Node, int]
     values: np.ndarray
-    scale: float
+    scale: float = 1.0
     pairs: bool = False
 
     def folded(self) -> "Table | None":
@@ -74,9 +75,9 @@ def match_angle(
     node = node if repeated is None else behind(repeated)
     if op_name(node) == "mul" and isinstance(node.args[1], int | float):
         node, scale = behind(node.args[0]), float(node.args[1])
-    looked_up = _table(_once(node) or node, constants)
-    if looked_up is not None:
-        table = Table(*looked_up, scale, pairs is not None)
+    table = _table(_once(node) or node, constants)
+    if table is not None:
+        table = replace(table, scale=scale, pairs=pairs is not None)
         wide = table.values.shape[1] == (width if repeated is None else 2 * width)
         return table.folded() if wide and (whole or repeated is not None) else table
     if op_name(node) != function:
@@ -146,21 +147,30 @@ def _nearest(frequencies: np.ndarray, turns: np.ndarray) -> np.ndarray:
     return np.choose(np.argmin(errors, axis=0), around)
 
 
-def _table(node: Any, constants: Constants) -> tuple[Node, Node, np.ndarray] | None:
-    """(positions, table, its values) of rows that are looked up in a constant."""
-    name = op_name(node)
-    if name == "index" and len(node.args[1]) == 1:
-        table, index = node.args[0], node.args[1][0]
-    elif name == "embedding":
-        table, index = node.args[:2]
-    elif name == "index_select" and node.args[1] == 0:
-        table, index = node.args[0], node.args[2]
+def _table(node: Any, constants: Constants) -> Table | None:
+    """Rows of a table, or of one of its two halves: the first or second of each pair of values."""
+    pair = component(node)
+    found = match_lookup(node if pair is None else behind(pair[0]), constants)
+    if found is None or found.values.ndim < 2:
+        return None
+    values, which = found.values.double(), 0
+    if pair is not None:
+        which = pair[1]
+        values = values[..., which]
+    return Table(found.at, (found.table, which), values.reshape(len(values), -1).numpy())
+
+
+def component(node: Any) -> tuple[Any, int] | None:
+    """(x, 0 or 1), if the node is the first or second values of the pairs in x's last dimension."""
+    if op_name(node) == "select":
+        x, dim, which = node.args
+    elif op_name(node) == "getitem" and op_name(node.args[0]) == "unbind":
+        x, dim = (*node.args[0].args, 0)[:2]
+        which = node.args[1]
     else:
         return None
-    values, at = constants.value(table), behind(index)
-    if values is None or values.ndim < 2 or not isinstance(at, Node) or at.op != "placeholder":
-        return None
-    return at, table, values.detach().double().reshape(len(values), -1).numpy()
+    last = dim % len(shape(x)) == len(shape(x)) - 1
+    return (x, which % 2) if last and shape(x)[-1] == 2 else None
 
 
 def _once(node: Any) -> Any:

@@ -15,7 +15,8 @@ from typing import Any
 from torch.fx import Node
 
 from tileir.frontends.torch_export.elementwise import match_scale
-from tileir.frontends.torch_export.nodes import CASTS, Constants, op_name, shape
+from tileir.frontends.torch_export.lookups import match_lookup
+from tileir.frontends.torch_export.nodes import CASTS, Constants, behind, op_name, shape
 
 LOWEST = -1e4
 
@@ -53,7 +54,7 @@ def _spelled(node: Node, constants: Constants) -> Attention | None:
     weights = _plain(node.args[0])
     if op_name(weights) not in ("softmax", "_softmax") or weights.args[1] not in (-1, 3):
         return None
-    masked = _masked(_plain(weights.args[0]))
+    masked = _masked(_plain(weights.args[0]), constants)
     if masked is None:
         return None
     scores, mask, hidden = masked
@@ -89,13 +90,13 @@ def unrepeated(node: Any) -> Any:
     return source if spread and same else node
 
 
-def _masked(node: Any) -> tuple[Any, Any, bool] | None:
+def _masked(node: Any, constants: Constants) -> tuple[Any, Any, bool] | None:
     """(scores, mask, whether the mask says what is hidden) of masked scores."""
     match op_name(node):
         case "add":
             for scores, mask in (node.args[:2], node.args[1::-1]):
                 found, hidden = _boolean(mask)
-                if found is not mask:
+                if found is not mask or match_lookup(behind(mask), constants) is not None:
                     return scores, found, hidden
         case "where" if _lowest(node.args[2]):
             return node.args[1], node.args[0], False

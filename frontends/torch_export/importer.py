@@ -9,6 +9,7 @@ from torch.fx import Node
 from tileir.dialect.attributes import build, put, shape_of, tensor
 from tileir.errors import TileirError
 from tileir.frontends.torch_export.attentions import match_attention
+from tileir.frontends.torch_export.caches import Write, match_write
 from tileir.frontends.torch_export.experts import (
     Router,
     match_experts,
@@ -99,7 +100,7 @@ class _Importer(Rows):
             "embedding": self.embedding,
             "linear": self.linear,
             "layer_norm": self.layer_norm,
-            "index_copy": self._append,
+            **dict.fromkeys(("index_copy", "index_put"), self._append),
             "scaled_dot_product_attention": self._attention,
             "matmul": self._attention,
             "mul": self.product,
@@ -107,7 +108,7 @@ class _Importer(Rows):
             **dict.fromkeys(("silu", "gelu", "relu"), self.activation),
             "rms_norm": self.product,
             "add": self.add,
-            "cat": self.rope,
+            **dict.fromkeys(("cat", "stack"), self.rope),
             "argmax": self.argmax,
             "topk": self._choice,
             "getitem": self._chosen,
@@ -122,36 +123,36 @@ class _Importer(Rows):
     # ---- caches and attention
 
     def _append(self, node: Node) -> Any:
-        buffer, _, _, rows = node.args
-        name, heads, context, size = self._cache(node)
+        name, heads, context, size, write = self._cache(node)
         if self.context not in (0, context):
             raise refuse(node, f"caches of {self.context} and {context} positions", "use one size")
         self.context = context
-        state = self.state(name, [heads, context, size], buffer.meta["val"].dtype)
-        operands = [state, self.value(rows), self.positions]
+        state = self.state(name, [heads, context, size], write.buffer.meta["val"].dtype)
+        operands = [state, self.value(write.rows), self.positions]
         return build("graph.append", operands, [state.type]).results[0]
 
-    def _cache(self, node: Node) -> tuple[str, int, int, int]:
-        """(name, heads, context, head size) of the cache that an index_copy writes."""
-        buffer, dim, at, _ = node.args
-        name, sizes = self.constants.state_name(buffer), shape(buffer)
-        along = dim % len(sizes) == len(sizes) - 2
-        if name is None or not along or sizes[0] != 1 or behind(at) not in self.inputs:
+    def _cache(self, node: Node) -> tuple[str, int, int, int, Write]:
+        """(name, heads, context, head size) of the cache that a node writes, and what it writes."""
+        write = match_write(node)
+        name = None if write is None else self.constants.state_name(write.buffer)
+        sizes = [] if write is None else shape(write.buffer)
+        along = write is not None and write.dim % len(sizes) == len(sizes) - 2
+        if name is None or not along or sizes[0] != 1 or behind(write.at) not in self.inputs:
             raise refuse(
                 node,
-                "an index_copy that is no KV cache",
+                f"an {op_name(node)} that is no KV cache",
                 "caches are buffers [1, kv heads, context, head size], written along dimension 2 at positions",
             )
-        return name, prod(sizes[1:-2]), sizes[-2], sizes[-1]
+        return name, prod(sizes[1:-2]), sizes[-2], sizes[-1], write
 
     def _attention(self, node: Node) -> Any:
         found = match_attention(node, self.constants)
         if found is None:
             return None
         k, v = found.k, found.v
-        mask = match_mask(found.mask, found.hidden)
+        mask = match_mask(found.mask, self.constants, found.hidden)
         latents = match_latents(k, v)
-        if latents is None and any(op_name(s) != "index_copy" for s in (k, v)):
+        if latents is None and any(match_write(s) is None for s in (k, v)):
             grown = any(op_name(behind(s)) == "cat" for s in (k, v))
             raise refuse(
                 node,
@@ -190,7 +191,7 @@ class _Importer(Rows):
                 "attention over latents with other queries than a cat of plain and rotated values, or a window",
                 "torch.cat((q, q_rotated), -1), and the whole context",
             )
-        name, _, context, latent = self._cache(found.latents)
+        name, _, context, latent, _ = self._cache(found.latents)
         rope = shape(found.roped)[-1]
         sizes = {"nope_size": found.nope_size, "rope_size": rope, "value_size": found.value_size}
         state = self.state(name, [1, context, latent + rope], found.latents.meta["val"].dtype)
@@ -213,7 +214,7 @@ class _Importer(Rows):
         if node in self.routers:
             return self._router(self.routers[node])
         found = match_indexer(node)
-        mask = match_mask(found.mask) if found is not None else None
+        mask = match_mask(found.mask, self.constants) if found is not None else None
         if found is None or mask is None or behind(mask.positions) not in self.inputs:
             return None
         if mask.window or mask.indices is not None:

@@ -2,17 +2,20 @@
 
 | pattern | becomes |
 |---|---|
-| arange ≤ position (and > position − window), or the contrary of what it hides | an attention's mask |
+| arange ≤ position (and > position − window), or the contrary of what it hides; table[position] | an attention's mask |
 | activation(a)·b | graph.glu |
 """
 
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch.fx import Node
 
+from tileir.frontends.torch_export.attentions import LOWEST
 from tileir.frontends.torch_export.elementwise import match_activation
-from tileir.frontends.torch_export.nodes import behind, op_name
+from tileir.frontends.torch_export.lookups import Lookup, match_lookup
+from tileir.frontends.torch_export.nodes import Constants, behind, op_name
 
 
 @dataclass(frozen=True)
@@ -29,20 +32,26 @@ def split_mul(node: Any) -> tuple[Any, Any] | None:
     return (node.args[0], node.args[1]) if op_name(node) == "mul" else None
 
 
-def match_mask(node: Any, hidden: bool = False) -> Mask | None:
-    """A boolean mask made from arange and positions. hidden: the node is true where a position is not seen."""
+def match_mask(node: Any, constants: Constants, hidden: bool = False) -> Mask | None:
+    """A mask made from arange and positions, or rows of a table of masks, of booleans or of 0 and lowest numbers.
+
+    hidden: the node is true where a position is not seen.
+    """
     node = _bare(node)
     name = op_name(node)
     if name in ("bitwise_not", "logical_not"):
-        return match_mask(node.args[0], not hidden)
+        return match_mask(node.args[0], constants, not hidden)
+    found = match_lookup(node, constants)
+    if found is not None:
+        return _of_table(found, hidden)
     if hidden:
         return _hiding(node)
     if name in ("bitwise_and", "logical_and", "and_", "__and__"):
         for part, other in (node.args[:2], node.args[1::-1]):
-            indices, mask = _listed(other), match_mask(part)
+            indices, mask = _listed(other), match_mask(part, constants)
             if indices is not None and mask is not None:
                 return replace(mask, indices=indices) if mask.indices is None else None
-        parts = [match_mask(a) for a in node.args[:2]]
+        parts = [match_mask(a, constants) for a in node.args[:2]]
         if None in parts or parts[0].positions is not parts[1].positions:  # type: ignore[union-attr]
             return None
         windows = [p.window for p in parts if p is not None]
@@ -64,6 +73,20 @@ def _compared(name: str, left: Any, right: Any) -> Mask | None:
         positions = _bare(right.args[0])
         return Mask(positions, right.args[1])
     return None
+
+
+def _of_table(found: Lookup, hidden: bool) -> Mask | None:
+    """The window of a table's rows, each of which sees the positions up to its own; None if it is another table."""
+    table = found.values.reshape(len(found.values), -1)
+    seen = table if table.dtype == torch.bool else table == 0
+    if table.dtype != torch.bool and (table[~seen] > LOWEST).any():
+        return None
+    seen = ~seen if hidden else seen
+    rows, columns = torch.arange(len(seen))[:, None], torch.arange(seen.shape[1])
+    last = int(seen[-1].sum())
+    window = last if last < len(seen) else 0
+    causal = (columns <= rows) & ((columns > rows - window) | (window == 0))
+    return Mask(found.at, window) if torch.equal(seen, causal) else None
 
 
 def _hiding(node: Any) -> Mask | None:

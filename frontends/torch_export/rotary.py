@@ -4,7 +4,8 @@
 |---|---|
 | x·cos + cat(−x₂, x₁)·sin; cat(x₁·cos − x₂·sin, x₂·cos + x₁·sin) | graph.rope, style "half" |
 | the latter of even and odd values | graph.rope, style "half" of permuted rows of a weight, or "split" |
-| the former with stack(−x odd, x even) for cat, of angles repeated in pairs | graph.rope, style "interleaved" |
+| the first with stack(−x odd, x even) for cat, of angles repeated in pairs | graph.rope, style "interleaved" |
+| the second with stack for cat, of even and odd values, or of x in pairs | graph.rope, style "interleaved" |
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,14 @@ from typing import Any
 import numpy as np
 from torch.fx import Node
 
-from tileir.frontends.torch_export.angles import Angle, Table, half, match_angle, one_angle
+from tileir.frontends.torch_export.angles import (
+    Angle,
+    Table,
+    component,
+    half,
+    match_angle,
+    one_angle,
+)
 from tileir.frontends.torch_export.nodes import Constants, behind, op_name, shape
 from tileir.frontends.torch_export.patterns import split_mul
 
@@ -62,10 +70,13 @@ def _rope_by_sum(node: Node, constants: Constants) -> Rope | None:
 
 
 def _rope_by_halves(node: Node, constants: Constants) -> Rope | None:
-    if op_name(node) != "cat" or len(node.args[0]) != 2:
+    if op_name(node) not in ("cat", "stack") or len(node.args[0]) != 2:
         return None
-    low, high = node.args[0]
+    low, high = map(behind, node.args[0])
     if op_name(low) != "sub" or op_name(high) != "add":
+        return None
+    pairs = op_name(node) == "stack"
+    if pairs and (*node.args, 0)[1] not in (-1, len(shape(node)) - 1):
         return None
     factors = (*low.args[:2], *high.args[:2])
     parts = [
@@ -75,7 +86,8 @@ def _rope_by_halves(node: Node, constants: Constants) -> Rope | None:
     first, second = (one_angle(parts[at][1], parts[at + 1][1], constants) for at in (0, 2))
     if first is None or second is None or not first.same(second):
         return None
-    for style, pick in (("half", half), ("split", _every_other)):
+    picks = {"half": half, "split": _every_other}
+    for style, pick in {"interleaved": _of_pairs}.items() if pairs else picks.items():
         sources = [pick(part, h) for (part, _), h in zip(parts, (0, 1, 1, 0), strict=True)]
         if sources[0] is not None and all(s is sources[0] for s in sources):
             return Rope(sources[0], first.positions, first.frequencies, first.scale, style)
@@ -92,6 +104,14 @@ def _with_angle(
         if angle is not None:
             return x, angle
     return None, None
+
+
+def _of_pairs(node: Any, which: int) -> Any:
+    """x, if the node is the first (0) or second (1) of each two values of x's last dimension."""
+    found = component(node)
+    if found is not None:
+        return behind(found[0]) if found[1] == which else None
+    return _every_other(node, which)
 
 
 def _every_other(node: Any, which: int) -> Any:

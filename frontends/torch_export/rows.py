@@ -182,7 +182,7 @@ class Rows(Values):
                 "no frequencies give the tables that rope reads",
                 "row p holds the cosines, or sines, of p · frequency, times one factor",
             )
-        size = shape(node)[-1]
+        size = prod(shape(node)[-2:]) if op_name(node) == "stack" else shape(node)[-1]
         if 2 * len(rope.inv_freq) != size:
             raise refuse(
                 node, f"rope turns {2 * len(rope.inv_freq)} of {size} values", "turn all values"

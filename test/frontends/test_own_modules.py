@@ -60,8 +60,26 @@ SPELLINGS: dict[str, dict[str, Any]] = {
     "tables by index": {"lookup": own.rows_by_index},
     "tables by index_select": {"lookup": own.rows_by_index_select},
     "tables by embedding": {"lookup": own.rows_by_embedding, "turned": 0.5, "head": 32},
-    "tables of whole heads": {"lookup": own.rows_by_index, "whole": True},
-    "angles of whole heads": {"angles": own.angles_by_outer, "whole": True},
+    "tables of whole heads": {"lookup": own.rows_by_index, "rotate": own.rotate_whole},
+    "angles of whole heads": {"angles": own.angles_by_outer, "rotate": own.rotate_whole},
+    "tables of pairs": {"lookup": own.rows_by_index, "rotate": own.rotate_pairs},
+    "pairs, half of a head": {"rotate": own.rotate_pairs, "turned": 0.5, "head": 32},
+    "even and odd": {"rotate": own.rotate_every_other},
+    "caches by index": {"put": True},
+    "masks of a table": {"mask": own.mask_of_table},
+    "masks of a table, a window": {"mask": own.mask_of_table, "window": 5},
+    "masks to add": {"mask": own.mask_added},
+    "masks to add, a window, by hand": {
+        "mask": own.mask_added,
+        "window": 7,
+        "attend": own.attend_adding,
+    },
+    "as small decoders have it": {
+        "lookup": own.rows_by_index,
+        "rotate": own.rotate_pairs,
+        "put": True,
+        "mask": own.mask_of_table,
+    },
 }
 
 
