@@ -45,7 +45,7 @@ class Facts:
     """A decoder. wirings: of each layer; shared: query heads a kv head; head, hidden, inner: values; seed: of weights.
 
     bias: of attention; final: a norm before the head; half_turned: rope leaves half of a head as it is; put: caches are
-    written by index; masked: masks are rows of a table.
+    written by index; heads_last: caches are [1, positions, heads, size]; masked: masks are rows of a table.
     """
 
     wirings: tuple[str, ...]
@@ -69,6 +69,7 @@ class Facts:
     half_turned: bool
     rope: str
     put: bool
+    heads_last: bool
     masked: bool
     seed: int
 
@@ -98,6 +99,7 @@ def decoders() -> st.SearchStrategy[Facts]:
         half_turned=st.booleans(),
         rope=st.sampled_from(list(ROPES)),
         put=st.booleans(),
+        heads_last=st.booleans(),
         masked=st.booleans(),
         seed=st.integers(0, 99),
     )
@@ -156,6 +158,7 @@ class Decoder(own.Decoder):
             "mlp": functools.partial(_mlp, facts),
             **ROPES[facts.rope],
             "put": facts.put,
+            "heads_last": facts.heads_last,
             "mask": own.mask_of_table if facts.masked else own.mask_by_compare,
         }
         super().__init__(**o)

@@ -193,12 +193,13 @@ class Layer(nn.Module):
         hidden, norm, bias = o["hidden"], o["norm"], o["bias"]
         self.parts, self.attend, self.post = o["parts"], o["attend"], o["post"]
         self.sizes = [n * self.size for n in (self.heads, self.kv, self.kv)]
-        self.put = o["put"]
+        self.put, self.heads_last = o["put"], o["heads_last"]
         self.qkv = nn.Linear(hidden, sum(self.sizes), bias=bias)
         self.out = nn.Linear(self.sizes[0], hidden, bias=bias)
         self.first, self.second, self.mlp = norm(hidden), norm(hidden), o["mlp"](hidden)
         for name in ("keys", "values"):
             zeros = torch.zeros(1, self.kv, o["context"], self.size)
+            zeros = zeros.transpose(1, 2).contiguous() if o["heads_last"] else zeros
             self.register_buffer(name, zeros, persistent=False)
 
     def forward(self, x: Any, at: Any, turn: Part, mask: Any) -> Any:
@@ -211,6 +212,8 @@ class Layer(nn.Module):
     def attention(self, x: Any, at: Any, turn: Part, mask: Any) -> Any:
         parts = self.parts(self.qkv(x), self.sizes)
         q, k, v = (p.reshape(1, 1, -1, self.size).transpose(1, 2) for p in parts)
+        if self.heads_last:
+            return self.out(self.attended(turn(q), turn(k), v, at, mask))
         if self.put:
             self.keys[:, :, at], self.values[:, :, at] = turn(k), v
         else:
@@ -218,6 +221,20 @@ class Layer(nn.Module):
             self.values.index_copy_(2, at, v)
         made = self.attend(turn(q), self.keys, self.values, mask)
         return self.out(made.transpose(1, 2).reshape(1, 1, -1))
+
+    def attended(self, q: Any, k: Any, v: Any, at: Any, mask: Any) -> Any:
+        """Over caches whose positions come before heads; heads are repeated before or behind the transposition."""
+        if self.put:
+            self.keys[:, at], self.values[:, at] = k.transpose(1, 2), v.transpose(1, 2)
+            k, v = self.keys.transpose(1, 2), self.values.transpose(1, 2)
+        else:
+            self.keys.index_copy_(1, at, k.transpose(1, 2))
+            self.values.index_copy_(1, at, v.transpose(1, 2))
+            copies = self.heads // self.kv
+            k, v = (
+                t.repeat_interleave(copies, 2).permute(0, 2, 1, 3) for t in (self.keys, self.values)
+            )
+        return self.attend(q, k, v, mask).transpose(1, 2).reshape(1, 1, -1)
 
 
 class Decoder(nn.Module):
@@ -230,7 +247,7 @@ class Decoder(nn.Module):
              "norm": Rms, "bias": False, "parts": by_split, "attend": attend_called, "post": False,
              "mlp": lambda size: Gated(size, 96), "final": True, "turned": 1.0,
              "angles": angles_by_mul, "lookup": None, "rotate": rotate_halves,
-             "mask": mask_by_compare, "window": 0, "put": False} | options  # fmt: skip
+             "mask": mask_by_compare, "window": 0, "put": False, "heads_last": False} | options  # fmt: skip
         self.context, self.size = o["context"], o["head"]
         self.embed = nn.Embedding(o["vocabulary"], o["hidden"])
         self.layers = nn.ModuleList(Layer(o) for _ in range(o["layers"]))

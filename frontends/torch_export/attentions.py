@@ -14,6 +14,7 @@ from typing import Any
 
 from torch.fx import Node
 
+from tileir.frontends.torch_export.caches import unrepeated
 from tileir.frontends.torch_export.elementwise import match_scale
 from tileir.frontends.torch_export.lookups import match_lookup
 from tileir.frontends.torch_export.nodes import CASTS, Constants, behind, op_name, shape
@@ -72,22 +73,6 @@ def _spelled(node: Node, constants: Constants) -> Attention | None:
         return None
     k, v = unrepeated(turned.args[0]), unrepeated(node.args[1])
     return Attention(q, k, v, mask, factor, cap, hidden)
-
-
-def unrepeated(node: Any) -> Any:
-    """A cache [1, heads, context, size] behind copies of each of its heads, one behind the other."""
-    if op_name(node) == "repeat_interleave" and node.args[2:] in ((1,), (-3,)):
-        return node.args[0]
-    inner = node
-    while op_name(inner) in ("view", "_unsafe_view", "reshape", "clone", "contiguous"):
-        inner = inner.args[0]
-    if op_name(inner) != "expand" or op_name(inner.args[0]) != "unsqueeze":
-        return node
-    source, dim = inner.args[0].args
-    heads, copies = shape(source), shape(inner)
-    spread = dim % 5 == 2 and copies == [*heads[:2], copies[2], *heads[2:]]
-    same = shape(node) == [heads[0], heads[1] * copies[2], *heads[2:]]
-    return source if spread and same else node
 
 
 def _masked(node: Any, constants: Constants) -> tuple[Any, Any, bool] | None:

@@ -9,7 +9,7 @@ from torch.fx import Node
 from tileir.dialect.attributes import build, put, shape_of, tensor
 from tileir.errors import TileirError
 from tileir.frontends.torch_export.attentions import match_attention
-from tileir.frontends.torch_export.caches import Write, match_write
+from tileir.frontends.torch_export.caches import Write, match_write, read_cache
 from tileir.frontends.torch_export.experts import (
     Router,
     match_experts,
@@ -54,7 +54,7 @@ class _Importer(Rows):
             function = func.FuncOp("step", ([kind, kind], [kind] * len(outputs)))
             block = function.add_entry_block()
         self.tokens, self.positions = block.arguments
-        self.inputs = dict(zip(inputs, block.arguments, strict=True))
+        self.token_input, self.position_input = inputs
         with ir.InsertionPoint(block):
             for node in self.program.graph.nodes:
                 if node.op == "call_function":
@@ -123,7 +123,7 @@ class _Importer(Rows):
     # ---- caches and attention
 
     def _append(self, node: Node) -> Any:
-        name, heads, context, size, write = self._cache(node)
+        name, (heads, context, size), write = self._cache(node)
         if self.context not in (0, context):
             raise refuse(node, f"caches of {self.context} and {context} positions", "use one size")
         self.context = context
@@ -131,19 +131,19 @@ class _Importer(Rows):
         operands = [state, self.value(write.rows), self.positions]
         return build("graph.append", operands, [state.type]).results[0]
 
-    def _cache(self, node: Node) -> tuple[str, int, int, int, Write]:
-        """(name, heads, context, head size) of the cache that a node writes, and what it writes."""
+    def _cache(self, node: Node) -> tuple[str, tuple[int, int, int], Write]:
+        """(name, (heads, context, head size), write) of the cache that a node writes."""
         write = match_write(node)
         name = None if write is None else self.constants.state_name(write.buffer)
-        sizes = [] if write is None else shape(write.buffer)
-        along = write is not None and write.dim % len(sizes) == len(sizes) - 2
-        if name is None or not along or sizes[0] != 1 or behind(write.at) not in self.inputs:
+        sizes = None if write is None else write.sizes
+        if write is None or name is None or sizes is None or not self.is_position(write.at):
             raise refuse(
                 node,
                 f"an {op_name(node)} that is no KV cache",
-                "caches are buffers [1, kv heads, context, head size], written along dimension 2 at positions",
+                "caches are buffers [1, kv heads, context, head size], or with kv heads behind the context, written "
+                "along the context at positions",
             )
-        return name, prod(sizes[1:-2]), sizes[-2], sizes[-1], write
+        return name, sizes, write
 
     def _attention(self, node: Node) -> Any:
         found = match_attention(node, self.constants)
@@ -152,17 +152,18 @@ class _Importer(Rows):
         k, v = found.k, found.v
         mask = match_mask(found.mask, self.constants, found.hidden)
         latents = match_latents(k, v)
-        if latents is None and any(match_write(s) is None for s in (k, v)):
+        caches = [read_cache(k), read_cache(v)]
+        if latents is None and not all(caches):
             grown = any(op_name(behind(s)) == "cat" for s in (k, v))
             raise refuse(
                 node,
                 "attention over a KV cache that grows by cat"
                 if grown
                 else "attention without a KV cache",
-                "write caches with index_copy and pass them whole, as they are or repeated for the heads that share "
-                "them; export_decode does so for transformers models",
+                "write caches with index_copy or cache[:, :, positions] = rows and pass them whole, as they are or "
+                "repeated for the heads that share them; export_decode does so for transformers models",
             )
-        if mask is None or behind(mask.positions) not in self.inputs:
+        if mask is None or not self.is_position(mask.positions):
             raise refuse(
                 node,
                 "an attention mask that is not made from positions",
@@ -174,8 +175,10 @@ class _Importer(Rows):
             return self._latent_attention(node, latents, mask, indices, facts)
         q, factor = self.unscaled(self.value(found.q))
         facts["scale"] *= factor
-        operands = [q, self.values[k], self.values[v], self.positions, *indices]
-        more: dict[str, Any] = {"kv_heads": shape(k)[1], "head_size": shape(found.q)[-1]}
+        written = [c for c in caches if c is not None]
+        operands = [q, *(self.values[c] for c in written), self.positions, *indices]
+        _, (kv_heads, _, size), _ = self._cache(written[0])
+        more: dict[str, Any] = {"kv_heads": kv_heads, "head_size": size}
         more |= {"window": mask.window, "softcap": found.softcap}
         kind = self.type(node)
         return build("graph.attention", operands, [kind], **facts | more).results[0]
@@ -191,7 +194,7 @@ class _Importer(Rows):
                 "attention over latents with other queries than a cat of plain and rotated values, or a window",
                 "torch.cat((q, q_rotated), -1), and the whole context",
             )
-        name, _, context, latent, _ = self._cache(found.latents)
+        name, (_, context, latent), _ = self._cache(found.latents)
         rope = shape(found.roped)[-1]
         sizes = {"nope_size": found.nope_size, "rope_size": rope, "value_size": found.value_size}
         state = self.state(name, [1, context, latent + rope], found.latents.meta["val"].dtype)
@@ -215,7 +218,7 @@ class _Importer(Rows):
             return self._router(self.routers[node])
         found = match_indexer(node)
         mask = match_mask(found.mask, self.constants) if found is not None else None
-        if found is None or mask is None or behind(mask.positions) not in self.inputs:
+        if found is None or mask is None or not self.is_position(mask.positions):
             return None
         if mask.window or mask.indices is not None:
             raise refuse(node, "an indexer that sees a part of the context", "arange <= positions")

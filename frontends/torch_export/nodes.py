@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Hashable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from torch.fx import Node
 from tileir.errors import TileirError
 
 _T = TypeVar("_T")
+TORCH = str(Path(torch.__file__).parent)
 FULL = 2**62
 # Operations that leave the flattened order of values as it is, given the checks in `behind`.
 _SAME = (
@@ -178,6 +180,8 @@ def refuse(node: Node, message: str, hint: str) -> TileirError:
     """An error that names the node, its module and its source line."""
     trace = node.meta.get("stack_trace") or ""
     lines = re.findall(r'File "([^"]+)", line (\d+).*\n\s+(.*)', trace)
+    # Torch's own modules are nobody's mistake: who called them is.
+    lines = [line for line in lines if not line[0].startswith(TORCH)] or lines
     where = f"{lines[-1][0]}:{lines[-1][1]}" if lines else node.name
     source = f" ({lines[-1][2].strip()})" if lines else ""
     place = f" in module {module_path(node)!r}" if module_path(node) else ""

@@ -28,7 +28,8 @@ class Rows(Values):
     def __init__(self, program: ExportedProgram) -> None:
         super().__init__(program)
         self.ropes: dict[Node, Rope] = {}
-        self.inputs: dict[Node, Any] = {}
+        self.token_input: Node | None = None
+        self.position_input: Node | None = None
         self.tokens: Any = None
         self.positions: Any = None
 
@@ -41,10 +42,22 @@ class Rows(Values):
             self.declared[logits] = op.results[0]
         return self.declared[logits]
 
+    def is_position(self, node: Any) -> bool:
+        """Whether a node is the program's second input, or a view of it."""
+        return behind(node) is self.position_input
+
     def embedding(self, node: Node) -> Any:
         """Rows of a table, of the step's tokens or of those just chosen."""
         place = behind(node.args[1])
-        tokens = self.tokens if place in self.inputs else self.values.get(place)
+        if self.is_position(place):
+            if self.constants.value(node.args[0]) is not None:
+                return None  # rows of a table, which a rotation or a mask reads
+            raise refuse(
+                node,
+                "an embedding of positions",
+                "learned positions do not compile; rotary ones do",
+            )
+        tokens = self.tokens if place is self.token_input else self.values.get(place)
         if tokens is None:
             raise refuse(
                 node,
@@ -176,6 +189,12 @@ class Rows(Values):
         rope = match_rope(node, self.constants)
         if rope is None:
             return self._partial_rope(node) if op_name(node) == "cat" else None
+        if not self.is_position(rope.positions):
+            raise refuse(
+                node,
+                "a rotation by something else than positions",
+                "angles = positions[:, None] * frequencies, of the program's second input",
+            )
         if rope.inv_freq is None:
             raise refuse(
                 node,

@@ -23,7 +23,7 @@ from tileir.frontends.torch_export.selections import pairs_apart, selected, stri
 from tileir.mlir import ir
 
 SUPPORTED = (
-    "embedding, linear, rms_norm, layer_norm, rotary embedding, index_copy KV caches, attention with a "
+    "embedding, linear, rms_norm, layer_norm, rotary embedding, KV caches, attention with a "
     "position mask or a list of positions, latents expanded by a linear, silu, gelu and relu, with or without a gate, "
     "products with a number, tanh caps, experts as batched products, softmax and sigmoid routers, residual add"
 )

@@ -66,6 +66,13 @@ SPELLINGS: dict[str, dict[str, Any]] = {
     "pairs, half of a head": {"rotate": own.rotate_pairs, "turned": 0.5, "head": 32},
     "even and odd": {"rotate": own.rotate_every_other},
     "caches by index": {"put": True},
+    "caches of positions": {"heads_last": True},
+    "caches of positions, by index": {"heads_last": True, "put": True},
+    "caches of positions, by hand": {
+        "heads_last": True,
+        "put": True,
+        "attend": own.attend_by_hand,
+    },
     "masks of a table": {"mask": own.mask_of_table},
     "masks of a table, a window": {"mask": own.mask_of_table, "window": 5},
     "masks to add": {"mask": own.mask_added},

@@ -66,6 +66,33 @@ class Swapped(OwnModel):
         return super().forward(ids, positions)
 
 
+class Learned(OwnModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Embedding(32, 64)
+
+    def forward(self, ids: Any, positions: Any) -> Any:
+        self.embed.register_forward_hook(lambda module, given, x: x + self.places(positions))
+        return super().forward(ids, positions)
+
+
+class ByToken(OwnModel):
+    """One of what goes by positions goes by the token's id."""
+
+    def __init__(self, wrong: str) -> None:
+        super().__init__()
+        self.wrong = wrong
+
+    def forward(self, ids: Any, positions: Any) -> Any:
+        by = dict.fromkeys(("angle", "mask", "at"), positions) | {self.wrong: ids[0]}
+        angle = by["angle"][:, None].float() * self.inv_freq
+        mask = torch.arange(self.context)[None, :] <= by["mask"][:, None]
+        x = self.embed(ids)
+        for block in self.blocks:
+            x = block(x, by["at"], angle.cos(), angle.sin(), mask)
+        return self.head(self.norm(x))
+
+
 class Attending(nn.Module):
     """One layer of attention over what `rows` makes of the new keys and values."""
 
@@ -133,7 +160,7 @@ MODELS = [
             ("LlamaForCausalLM", "ExportedProgram", "export_decode")),
     Mistake("encoder", loaded(BERT, transformers.BertForMaskedLM), ("encoder", "causal", "tileir models")),
     Mistake("GPT-2", loaded(GPT2, transformers.GPT2LMHeadModel),
-            ("modeling_gpt2.py:", "nothing takes", "module 'model.transformer.h.0.attn'", "can be used")),
+            ("modeling_gpt2.py:", "an embedding of positions", "module 'model.transformer.wpe'", "rotary")),
     Mistake("model of images", loaded(config("ViTConfig")), ("other", "ViTConfig", "tileir models")),
     Mistake("encoder and decoder", loaded(config("T5Config")), ("other", "T5Config", "tileir models")),
     Mistake("config without weights", loaded(LLAMA), ("other", "model.safetensors", "safetensors files")),
@@ -164,6 +191,13 @@ PROGRAMS = [
             ("'positions'", "float32", "int64")),
     Mistake("several tokens", lambda f: compiled(OwnModel(), TOKEN.repeat(1, 4), torch.arange(4)),
             ("[[1, 4], [4]]", "[1, 1]")),
+    Mistake("learned positions", lambda f: compiled(Learned()), ("models.py:", "an embedding of positions", "rotary")),
+    Mistake("rotated by tokens", lambda f: compiled(ByToken("angle")),
+            ("models.py:", "a rotation by something else than positions", "positions[:, None] * frequencies")),
+    Mistake("masked by tokens", lambda f: compiled(ByToken("mask")),
+            ("models.py:", "an attention mask that is not made from positions", "positions[:, None]")),
+    Mistake("written at tokens", lambda f: compiled(ByToken("at")),
+            ("models.py:", "an index_copy that is no KV cache", "at positions")),
     Mistake("three outputs", lambda f: compiled(Tripled()), ("3 outputs", "logits")),
 ]  # fmt: skip
 
