@@ -67,11 +67,11 @@ class Facts:
     final: bool
     tied: bool
     half_turned: bool
-    rope: str
-    put: bool
-    heads_last: bool
-    masked: bool
     seed: int
+    rope: str = "mul"
+    put: bool = False
+    heads_last: bool = False
+    masked: bool = False
 
 
 def decoders() -> st.SearchStrategy[Facts]:

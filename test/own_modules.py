@@ -247,7 +247,8 @@ class Decoder(nn.Module):
              "norm": Rms, "bias": False, "parts": by_split, "attend": attend_called, "post": False,
              "mlp": lambda size: Gated(size, 96), "final": True, "turned": 1.0,
              "angles": angles_by_mul, "lookup": None, "rotate": rotate_halves,
-             "mask": mask_by_compare, "window": 0, "put": False, "heads_last": False} | options  # fmt: skip
+             "mask": mask_by_compare, "window": 0, "put": False, "heads_last": False,
+             "kept": False} | options  # fmt: skip
         self.context, self.size = o["context"], o["head"]
         self.embed = nn.Embedding(o["vocabulary"], o["hidden"])
         self.layers = nn.ModuleList(Layer(o) for _ in range(o["layers"]))
@@ -257,16 +258,19 @@ class Decoder(nn.Module):
         frequencies = 1 / 10000 ** (torch.arange(0, self.turned, 2) / self.turned)
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.lookup, self.rotate, self.mask = o["lookup"], o["rotate"], o["mask"]
+        tables = {}
         if self.lookup is not None:
             angle = torch.outer(torch.arange(self.context).float(), frequencies)
             angle = torch.cat([angle, angle], -1) if self.rotate is rotate_whole else angle
-            self.register_buffer("turns", 1.25 * torch.stack([angle.cos(), angle.sin()], -1))
-            self.register_buffer("cosines", self.turns[..., 0].clone())
-            self.register_buffer("sines", self.turns[..., 1].clone())
+            tables["turns"] = 1.25 * torch.stack([angle.cos(), angle.sin()], -1)
+            tables |= {
+                n: tables["turns"][..., i].clone() for i, n in enumerate(("cosines", "sines"))
+            }
         seen = torch.ones(self.context, self.context, dtype=torch.bool).tril()
         seen &= ~seen.tril(-o["window"]) if o["window"] else True
-        self.register_buffer("seen", seen)
-        self.register_buffer("added", torch.zeros(seen.shape).masked_fill(~seen, float("-inf")))
+        tables |= {"seen": seen, "added": torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)}
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=o["kept"])
         for name, parameter in self.named_parameters():
             noise = torch.randn_like(parameter) * 0.15
             with torch.no_grad():

@@ -81,7 +81,8 @@ SPELLINGS: dict[str, dict[str, Any]] = {
         "window": 7,
         "attend": own.attend_adding,
     },
-    "as small decoders have it": {
+    "as small decoders have it, tables in checkpoints": {
+        "kept": True,
         "lookup": own.rows_by_index,
         "rotate": own.rotate_pairs,
         "put": True,
