@@ -153,11 +153,9 @@ def _table(node: Any, constants: Constants) -> Table | None:
     found = match_lookup(node if pair is None else behind(pair[0]), constants)
     if found is None or found.values.ndim < 2:
         return None
-    values, which = found.values.double(), 0
-    if pair is not None:
-        which = pair[1]
-        values = values[..., which]
-    return Table(found.at, (found.table, which), values.reshape(len(values), -1).numpy())
+    values, which = (found.values, 0) if pair is None else (found.values[..., pair[1]], pair[1])
+    source, flat = (found.table, which), values.reshape(len(values), -1)
+    return Table(found.at, source, constants.once(source, lambda: flat.double().numpy()))
 
 
 def component(node: Any) -> tuple[Any, int] | None:

@@ -141,6 +141,9 @@ class Constants:
                 message = f"the graph needs the numbers of the buffer {name!r}, which has none"
                 raise refuse(node, message, "keep buffers real, as fake_hf does")
             return held
+        return self.once(node, lambda: self._computed(node))
+
+    def _computed(self, node: Node) -> torch.Tensor | None:
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), self.value)
         result = node.target(*args, **kwargs)
         return result if isinstance(result, torch.Tensor) else None

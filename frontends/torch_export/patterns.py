@@ -81,6 +81,8 @@ def _of_table(found: Lookup, hidden: bool) -> Mask | None:
     seen = table if table.dtype == torch.bool else table == 0
     if table.dtype != torch.bool and (table[~seen] > LOWEST).any():
         return None
+    if seen.shape[1] < len(seen):
+        return None  # one that is spread over the context
     seen = ~seen if hidden else seen
     rows, columns = torch.arange(len(seen))[:, None], torch.arange(seen.shape[1])
     last = int(seen[-1].sum())
