@@ -176,6 +176,8 @@ class _Importer(Rows):
         q, factor = self.unscaled(self.value(found.q))
         facts["scale"] *= factor
         written = [c for c in caches if c is not None]
+        if written[0] is written[1]:
+            raise refuse(node, "attention whose keys are its values", "write two caches")
         operands = [q, *(self.values[c] for c in written), self.positions, *indices]
         _, (kv_heads, _, size), _ = self._cache(written[0])
         more: dict[str, Any] = {"kv_heads": kv_heads, "head_size": size}

@@ -13,6 +13,7 @@ from torch.fx import Node
 from tileir.errors import TileirError
 
 _T = TypeVar("_T")
+WRAPPERS = "tileir.frontends.torch_export.steps."
 TORCH = str(Path(torch.__file__).parent)
 FULL = 2**62
 # Operations that leave the flattened order of values as it is, given the checks in `behind`.
@@ -32,13 +33,16 @@ CASTS = ("_to_copy", "type_as", "to", "lift_fresh_copy", "detach")
 
 
 def op_name(node: Any) -> str:
-    """aten's name of a call without overload ("linear"), or "" if the node is no call."""
+    """aten's name of a call without overload ("linear"), or "" if the node is no call.
+
+    What adds or subtracts a multiple is another operation than the plain one: "add with alpha".
+    """
     if not isinstance(node, Node) or node.op != "call_function":
         return ""
     name = getattr(node.target, "__name__", str(node.target))
-    return (
-        str(node.target).removeprefix("aten.").split(".")[0] if "aten" in str(node.target) else name
-    )
+    if "aten" in str(node.target):
+        name = str(node.target).removeprefix("aten.").split(".")[0]
+    return f"{name} with alpha" if node.kwargs.get("alpha", 1) != 1 else name
 
 
 def shape(node: Node) -> list[int]:
@@ -123,7 +127,9 @@ class Constants:
 
     def _wrapped(self) -> bool:
         """Whether export_decode's wrapper put "model." before every name, but for a draft model's."""
-        return all(n.startswith(("model.", "mtp.")) for n in self.program.state_dict)
+        stacks = (n.meta.get("nn_module_stack") for n in self.program.graph.nodes)
+        stack = next(filter(None, stacks), {"": ("", "")})
+        return str(next(iter(stack.values()))[1]).startswith(WRAPPERS)
 
     def state_name(self, node: Node) -> str | None:
         """The name of a mutable buffer that a placeholder stands for."""

@@ -82,7 +82,7 @@ def _of(x: Any, total: Any) -> tuple[Node, float] | None:
     if op_name(total) != "add":
         return None
     for mean, eps in (total.args[:2], total.args[1::-1]):
-        if isinstance(eps, int | float) and op_name(mean) == "mean" and mean.args[1] == [-1]:
+        if isinstance(eps, int | float) and op_name(mean) == "mean" and mean.args[1:2] == ([-1],):
             squared = _squared(behind(mean.args[0]))
             if squared is not None and behind(squared) is behind(x):
                 return behind(x), float(eps)
