@@ -122,7 +122,7 @@ class Rows(Values):
         glu = match_glu(node)
         if glu is not None and match_scale(node, self.constants) is None:
             gate, up = self.value(glu[0]), self.value(glu[1])
-            if gate.type != up.type:
+            if shape_of(gate) != shape_of(up):
                 raise refuse(node, "a gate of another size than what it lets pass", "one size")
             return build("graph.glu", [gate, up], [self.type(node)], activation=glu[2]).results[0]
         value = self.activation(node)
@@ -182,8 +182,8 @@ class Rows(Values):
         if any(s not in self.values for s in sides):
             return None
         a, b = (self.values[s] for s in sides)
-        if a.type != b.type:
-            raise refuse(node, "a sum of values of two sizes, or dtypes", "one size and dtype")
+        if shape_of(a) != shape_of(b):
+            raise refuse(node, "a sum of values of two sizes", "one size")
         return build("graph.add", [a, b], [self.type(node)]).results[0]
 
     # ---- rotary positions
