@@ -23,6 +23,7 @@ from tileir.errors import DeviceHang
 from tileir.package import load_package
 from tileir.runtime.report import groups_of, load_dump, roots_of, waits_for
 from tileir.runtime.session import CudaSession
+from tileir.tools.drawn import DrawnWeights
 
 END_MS, LIMIT_CLOCKS, TIMEOUT = 100, 200_000_000, 60  # clocks: 0.1 s at 1.98 GHz
 INJECTED = "a-row-that-polls-elsewhere"
@@ -30,10 +31,10 @@ INJECTED = "a-row-that-polls-elsewhere"
 
 def run_case(folder: Path, name: str) -> dict[str, Any]:
     """Launch a defect twice, then what is correct; the figures of each."""
-    facts, small = json.loads((folder / "cases.json").read_text()), load_case(folder, CORRECT)
-    defect = facts["cases"][name]
-    weights = drawn(facts["shapes"]) if defect["long"] else small.weights
-    session = CudaSession(load_package(folder / f"{name}.tileir"), weights)
+    defect = json.loads((folder / "cases.json").read_text())[name]
+    package, small = load_package(folder / f"{name}.tileir"), load_case(folder, CORRECT)
+    weights = dict(DrawnWeights(package.packing)) if defect["long"] else small.weights
+    session = CudaSession(package, weights)
     session.launch |= defect["launch"]
     session._limit = LIMIT_CLOCKS
     hangs = [hang(session, small.ids) for _ in range(2)]
@@ -107,15 +108,9 @@ def correct(folder: Path, case: Case) -> bool:
     return case.close(found)
 
 
-def drawn(shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
-    """Random f32 weights by name."""
-    rng = np.random.default_rng(0)
-    return {n: rng.standard_normal(s, np.float32) * np.float32(0.02) for n, s in shapes.items()}
-
-
 def run_all(folder: Path, out: Path, only: list[str]) -> bool:
     """Every case in a process of its own; the results so far are in `out` after each."""
-    cases = json.loads((folder / "cases.json").read_text())["cases"]
+    cases = json.loads((folder / "cases.json").read_text())
     results = []
     for name in only or [INJECTED, *cases]:
         command = [sys.executable, "-m", "benchmarks.hangs", str(folder), "--one", name]

@@ -86,8 +86,8 @@ def _rope_by_halves(node: Node, constants: Constants) -> Rope | None:
     first, second = (one_angle(parts[at][1], parts[at + 1][1], constants) for at in (0, 2))
     if first is None or second is None or not first.same(second):
         return None
-    picks = {"half": half, "split": _every_other}
-    for style, pick in {"interleaved": _of_pairs}.items() if pairs else picks.items():
+    picks = {"interleaved": _of_pairs} if pairs else {"half": half, "split": _every_other}
+    for style, pick in picks.items():
         sources = [pick(part, h) for (part, _), h in zip(parts, (0, 1, 1, 0), strict=True)]
         if sources[0] is not None and all(s is sources[0] for s in sources):
             return Rope(sources[0], first.positions, first.frequencies, first.scale, style)

@@ -1,6 +1,7 @@
 """Decoders that are almost what the importer knows: each is refused, or compiled to what it says."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -234,24 +235,19 @@ SUMS = {
 
 
 class Written(own.Layer):
-    """A layer whose caches `write` writes."""
+    """A layer whose caches `how` writes; stale: which reads the keys that were there before."""
 
-    write: Callable[..., None]
+    how: Callable[[Any, Any, Any], Any]
+    stale = False
 
     def attention(self, x: Any, at: Any, turn: Any, mask: Any) -> Any:
         parts = self.parts(self.qkv(x), self.sizes)
         q, k, v = (p.reshape(1, 1, -1, self.size).transpose(1, 2) for p in parts)
         old = self.keys.clone()
-        self.write(turn(k), v, at)
+        self.how(self.keys, at, turn(k))
+        self.how(self.values, at, v)
         keys = old if self.stale else self.keys
         return self.out(self.attend(turn(q), keys, self.values, mask).reshape(1, 1, -1))
-
-    stale = False
-
-
-def _both(layer: Any, k: Any, v: Any, at: Any, how: Callable[[Any, Any, Any], Any]) -> None:
-    how(layer.keys, at, k)
-    how(layer.values, at, v)
 
 
 WRITES: dict[str, Callable[..., Any]] = {
@@ -300,11 +296,7 @@ def wired(make: Any) -> own.Decoder:
 
 
 def written(how: Any, **facts: Any) -> own.Decoder:
-    kind = type("Layer", (Written,), facts)
-    model = wired(kind)
-    for layer in model.layers:
-        layer.write = lambda k, v, at, layer=layer: _both(layer, k, v, at, how)
-    return model
+    return wired(type("Layer", (Written,), {"how": staticmethod(how)} | facts))
 
 
 class Ended(nn.Module):
@@ -323,16 +315,16 @@ class Ended(nn.Module):
 
 
 class Embedded(nn.Module):
+    """make(parts of the decoder, ids)."""
+
     def __init__(self, table: nn.Embedding, make: Any, model: own.Decoder) -> None:
         super().__init__()
         self.table, self.make = table, make
-        self.parts = {"norm": model.norm, "head": model.head}
+        # In a namespace, of which torch registers nothing a second time.
+        self.of = SimpleNamespace(embed=table, norm=model.norm, head=model.head)
 
     def forward(self, ids: Any) -> Any:
-        class Parts:
-            embed, norm, head = self.table, self.parts["norm"], self.parts["head"]
-
-        return self.make(Parts, ids)
+        return self.make(self.of, ids)
 
 
 def _of(kinds: dict[str, Any], make: Callable[[Any], Any]) -> dict[str, Callable[[], Any]]:
