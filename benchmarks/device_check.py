@@ -66,9 +66,9 @@ def check(folder: Path, name: str, *, hang: bool) -> dict[str, Any]:
     first = next(iterator)
     iterator.close()
     # Where one split takes all old rows, and where all splits do.
-    session.launch["alone_bytes"] = 0
+    session.launch |= {"alone_bytes": 0, "split_bytes": 1}
     parted = session.logits(ids)
-    session.launch["alone_bytes"] = session.manifest["launch"]["alone_bytes"]
+    session.launch |= session.manifest["launch"]
     report = {
         "error_of_splits": case.error(parted),
         "error": case.error(found),

@@ -95,10 +95,10 @@ def judge(session: Any, case: Case) -> dict[str, Any]:
     failures = [*_beyond(found, case, session.device)]
     if not np.array_equal(found, _logits(session, case.prompts)):
         failures.append("a second run gives other bits")
-    usual = session.launch["alone_bytes"]
-    session.launch["alone_bytes"] = 0
+    usual = dict(session.launch)
+    session.launch |= {"alone_bytes": 0, "split_bytes": 1}
     parted = _logits(session, case.prompts)
-    session.launch["alone_bytes"] = usual
+    session.launch |= usual
     failures += [f"all splits: {f}" for f in _beyond(parted, case, session.device)]
     failures += _bad_tokens(session, case.prompts[0])
     ours, peer = distance(found, case.exact), distance(case.peer, case.exact)

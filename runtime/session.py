@@ -20,7 +20,7 @@ from tileir.runtime.upload import Uploader
 
 MAX_STOP_IDS = 64
 # Launch parameters: arguments of the kernel, in their order, and constants of its PTX.
-ARGUMENTS = ("tape_window", "fed_window", "alone_bytes", "splits")
+ARGUMENTS = ("tape_window", "fed_window", "alone_bytes", "split_bytes", "splits")
 SPARE_BYTES = 256 << 20
 LIMIT_CLOCKS = 4_000_000_000  # about 2 s at 1.98 GHz
 

@@ -36,6 +36,7 @@ def cases() -> st.SearchStrategy[Case]:
         "slot_bytes": st.sampled_from([8, 16, 24, 32]).map(lambda n: 1024 * n),
         "window": st.sampled_from([1, 2, 4]),
         "alone_bytes": st.sampled_from([0, 512, 4096, 65536]),
+        "split_bytes": st.sampled_from([1, 512, 16384]),
     }
     tokens = {"tokens": st.sampled_from([1, 2, 5, 8])}
     pages = {"sequences": st.integers(1, 8), "page": st.sampled_from([4, 8, 16])}

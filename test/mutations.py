@@ -154,6 +154,7 @@ KNOWN = (
 OF_SPLITS = (
     "a combine of too few heads",
     "a combine that stands idle at other positions",
+    "a combine of parts that nobody makes",
     "attention that never finishes",
 )
 
@@ -162,6 +163,7 @@ MODULE: dict[str, tuple[str, Edit]] = {
     **{name: ("long", MODULE_DEFECTS[name][0]) for name in OF_SPLITS},
     "a task of attention that no SM has": ("long", sub(r"(fill_rows.*tasks = )2", r"\g<1>1")),
     "old rows in other splits": ("long", sub(r"(fill_rows.*splits = )2", r"\g<1>1")),
+    "old rows in fewer splits": ("long", sub(r"(fill_rows.*least = )8", r"\g<1>1024")),
     "old rows of another case": ("long", sub(r"(fill_rows.*alone = )16", r"\g<1>8")),
     "a combine left out": ("long", sub(r'.*engine.row.*body = "combine_0".*\n', "", 1)),
     "a tile of a contract left out": (

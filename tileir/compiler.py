@@ -270,6 +270,7 @@ def _launch(plan: Plan) -> dict[str, Any]:
         "fed_window": (fed, *fed_limits),
         "splits": (most, 1, most),
         "alone_bytes": (plan.target.alone_bytes, 0, 1 << 20),
+        "split_bytes": (plan.target.split_bytes, 1, 1 << 20),
         "replicas": (CONSTANTS["replicas"], 1, max(replicas, default=1)),
         "poll_sleep_ns": (CONSTANTS["poll_sleep_ns"], 0, 1000),
     }

@@ -31,6 +31,7 @@ class Target:
     fed_window: and no more than so many while at most a quarter of the ring is free: then nobody starves, and
     exchanges need not queue behind copies.
     alone_bytes: old rows of a kv head, keys and values, that one split takes alone at most: more are worth a combine.
+    split_bytes: of more, what a split takes at least: with less it is no faster, and more splits are more to combine.
     stream_tbps: measured streaming read, TB/s; hop_us: one packet exchange, µs. Both feed the cost model.
     packet_us, packet_word_us: measured exchange among all SMs by packets, µs: to begin, and for each 32-bit word that
     an SM reads; copied_us, copied_word_us: of packets in two copies, each for half of the SMs; block_us,
@@ -51,6 +52,7 @@ class Target:
     window: int
     fed_window: int
     alone_bytes: int
+    split_bytes: int
     stream_tbps: float
     hop_us: float
     packet_us: float
@@ -92,6 +94,7 @@ _H100 = Target(
     window=3,
     fed_window=3,
     alone_bytes=32768,
+    split_bytes=16384,
     stream_tbps=3.12,
     hop_us=1.0,
     packet_us=0.5,
@@ -133,6 +136,7 @@ TARGETS = {
             slot_bytes=65536,
             smem_bytes=1 << 21,
             alone_bytes=1024,
+            split_bytes=512,
             chip="",
             ptx=0,
         ),
@@ -153,6 +157,7 @@ _WHOLE = {
     "window": (1, 64, 1),
     "fed_window": (1, 64, 1),
     "alone_bytes": (0, 1 << 20, 1),
+    "split_bytes": (1, 1 << 20, 1),
     "ptx": (0, 999, 1),
 }
 _CHIPS = ("", "sm_90a")

@@ -150,7 +150,7 @@ DEFECTS: dict[str, Defect] = {
     "a combine left out": Defect(
         ("of channel attention_0", "64 of 64 packets bear epoch 1 instead of 2"),
         edit=sub(r'.*engine.row.*body = "combine_0".*\n', "", 1),
-        launch={"alone_bytes": 0},
+        launch={"alone_bytes": 0, "split_bytes": 1},
     ),
     "a channel of a later row": Defect(
         ("of channel attention_1", "later in the step: the row waits for itself"),

@@ -22,7 +22,7 @@
 // CHECK: alone = 16 : i64
 // CHECK-SAME: ring = "tape"
 // CHECK-SAME: splits = 1 : i64
-// CHECK: "tile.combine"(%{{.*}}) {alone = 16 : i64, splits = 1 : i64, window = 0 : i64}
+// CHECK: "tile.combine"(%{{.*}}) {alone = 16 : i64, least = 8 : i64, splits = 1 : i64, window = 0 : i64}
 // CHECK: "engine.row"() {body = "attend_0", names = ["partial_0", "k", "v", "embedding_0", "attention_0"]
 // CHECK: "engine.row"() {body = "combine_0", names = ["attention_0", "partial_0"]
 module attributes {tileir.level = "tile", tileir.context = 64 : i64, tileir.vocabulary = 128 : i64} {

@@ -49,9 +49,10 @@ module attributes {tileir.level = "tile", tileir.context = 4096 : i64, tileir.vo
     // CHECK: %[[P:.*]] = "tile.attend"
     // CHECK: "tile.query"(%[[Y]])
     // CHECK: alone = 16 : i64
+    // CHECK-SAME: least = 8 : i64
     // CHECK-SAME: splits = 2 : i64
     // CHECK-SAME: -> tensor<1x4x2x18xf32, "channel">
-    // CHECK: "tile.combine"(%[[P]]) {alone = 16 : i64, splits = 2 : i64, window = 0 : i64} : (tensor<1x4x2x18xf32, "channel">) -> f32
+    // CHECK: "tile.combine"(%[[P]]) {alone = 16 : i64, least = 8 : i64, splits = 2 : i64, window = 0 : i64} : (tensor<1x4x2x18xf32, "channel">) -> f32
     // H100: splits = [[S:[0-9]+]] : i64
     // H100-SAME: -> tensor<1x4x[[S]]x18xf32, "channel">
     %p = "tile.attend"(%k, %v) ({

@@ -1,5 +1,7 @@
 """The manifest's table of channels against what the reference device's SMs publish."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from test.models import arrays, tiny_llama
 from tileir.frontends.torch_export import export_decode
 from tileir.reference.engine import Sm
 from tileir.scheduling.exchange_table import PACKET_VALUES, epochs_of, packets_of, writers
+from tileir.target import TARGETS, target_text
 
 MODELS: dict[str, dict[str, Any]] = {
     "two layers, ranges of tiles": {"vocab_size": 1100, "intermediate_size": 1040},
@@ -47,6 +50,37 @@ def test_writers_are_those_that_publish(name: str, monkeypatch: pytest.MonkeyPat
         }
         found = {p for p in published.get(channel, set()) if p[0] % values == 0}
         assert found <= said if channel in idle else found == said, channel
+
+
+def test_splits_without_rows_publish_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of four splits, up to 16 old rows are one's alone, which finishes; more give each one at least 8."""
+    quick = replace(TARGETS["virtual"], name="quick", hop_us=1e-3)
+    (tmp_path / "quick.json").write_text(target_text(quick))
+    model, publish = tiny_llama(**MODELS["splits"]), Sm.publish
+    program, weights = export_decode(model, 1024), arrays(model)
+    package = tileir.compile(program, target=str(tmp_path / "quick.json"))
+    assert package.manifest["channels"]["partial_0"]["values"] == 4 * 4 * 18
+    published: dict[int, set[int]] = {}
+
+    def noted(
+        self: Any, channel: Any, epoch: int, tokens: Any, index: Any, *rest: Any, **how: Any
+    ) -> None:
+        if channel.name == "partial_0":
+            splits = set(np.asarray(index).reshape(-1) // 18 % 4)
+            published[epoch] = published.get(epoch, set()) | splits
+        publish(self, channel, epoch, tokens, index, *rest, **how)
+
+    monkeypatch.setattr(Sm, "publish", noted)
+    ids = list(range(40))
+    made = package.load(weights, "reference").logits(ids)
+    first = min(published) - 17
+    found = [len(published.get(first + position, ())) for position in range(40)]
+    assert found == [0] * 17 + [3] * 8 + [4] * 15
+    assert all(splits == set(range(len(splits))) for splits in published.values())
+    usual = tileir.compile(program, target="virtual").load(weights, "reference").logits(ids)
+    np.testing.assert_allclose(made, usual, atol=1e-4)
 
 
 def test_epochs_are_those_of_the_copy() -> None:

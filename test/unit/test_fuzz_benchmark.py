@@ -49,7 +49,7 @@ class Made:
     device = "made up"
 
     def __init__(self, case: fuzz.Case, table: np.ndarray) -> None:
-        self.launch = {"alone_bytes": 1024}
+        self.launch = {"alone_bytes": 1024, "split_bytes": 512}
         rows = zip(_prefixes(case.prompts), table, strict=True)
         self.table: dict[tuple[int, ...], np.ndarray] = dict(rows)
         self.other = np.zeros_like(table[0])

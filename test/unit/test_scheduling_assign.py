@@ -11,6 +11,7 @@ from tileir.scheduling.assign import (
     next_rotation,
     ranges,
     shares,
+    used_splits,
 )
 from tileir.scheduling.cost import attend_us, choose_splits, contract_us, usual_rows
 from tileir.target import TARGETS, Target
@@ -90,6 +91,23 @@ def test_splits_fit_the_sms(target: Target, kv_heads: int, size: int, rows: int)
     assert splits == 1 or splits * kv_heads <= target.sms
     price = attend_us(target, kv_heads, size, splits, rows)
     assert price <= attend_us(target, kv_heads, size, 1, rows)
+
+
+@pytest.mark.parametrize(
+    ("facts", "used"),
+    [
+        ((0, 4, 16, 8), 1),
+        ((16, 4, 16, 8), 1),
+        ((17, 4, 16, 8), 3),
+        ((25, 4, 16, 8), 4),
+        ((999, 4, 16, 8), 4),
+        ((3, 4, 2, 8), 1),
+        ((3, 4, 0, 0), 4),
+        ((999, 1, 16, 8), 1),
+    ],
+)
+def test_splits_that_take_part(facts: tuple[int, int, int, int], used: int) -> None:
+    assert used_splits(*facts) == used
 
 
 def test_prices_on_an_h100() -> None:

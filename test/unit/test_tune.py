@@ -181,11 +181,12 @@ def times(session: Session, name: str) -> list[int]:
 
 
 ALL = {
-    "tape_window": 3, "fed_window": 3, "splits": 4, "alone_bytes": 32768, "replicas": 1, "poll_sleep_ns": 0,
+    "tape_window": 3, "fed_window": 3, "splits": 4, "alone_bytes": 32768, "split_bytes": 1, "replicas": 1,
+    "poll_sleep_ns": 0,
 }  # fmt: skip
 ALL_LIMITS = {
     "poll_sleep_ns": [0, 1000], "replicas": [1, 2], "tape_window": [1, 4], "fed_window": [3, 3], "splits": [1, 4],
-    "alone_bytes": [0, 1 << 20], "another": [0, 1],
+    "alone_bytes": [0, 1 << 20], "split_bytes": [1, 1 << 20], "another": [0, 1],
 }  # fmt: skip
 CONSTANTS = ("replicas", "poll_sleep_ns")
 
@@ -284,7 +285,7 @@ def test_the_default_time_suffices_for_real_models(shape: str, noise: float, see
     launch = ALL | {"splits": splits}
     limits = {
         "tape_window": [1, 12], "splits": [1, splits], "alone_bytes": [0, 1 << 20],
-        "replicas": [1, 2], "poll_sleep_ns": [0, 1000],
+        "split_bytes": [1, 1 << 20], "replicas": [1, 2], "poll_sleep_ns": [0, 1000],
     }  # fmt: skip
     held = with_caches(attention(size, splits=splits), launch=launch)
     held = replace(held, manifest=held.manifest | {"launch_limits": limits})

@@ -78,6 +78,10 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
         sub(r"(tile.combine.*alone = )\d+", r"\g<1>1"),
         r"row 3 \(combine_0\) awaits channel partial_0, which row 2 \(attend_0\) leaves out|fills channel attention_0",
     ),
+    "a combine of parts that nobody makes": (
+        sub(r"(tile.combine.*least = )\d+", r"\g<1>1024"),
+        r"row 3 \(combine_0\) awaits channel partial_0, which row 2 \(attend_0\) leaves out|fills channel attention_0",
+    ),
     "attention that never finishes": (
         sub(r'"tile.finish".*\n', "\n"),
         "attention finishes exactly where its combine does nothing",
@@ -187,7 +191,7 @@ MODULE_DEFECTS: dict[str, tuple[Callable[[str], str], str]] = {
     ),
     "another window": (
         sub(r'(engine.fill_rows".*)window = 0', r"\g<1>window = 5"),
-        r"fills ring tape by \(tasks, splits, groups, head size, window, alone\)",
+        r"fills ring tape by \(tasks, splits, groups, head size, window, alone, least\)",
     ),
     "a consumer warp too few": (
         sub("{consumer = 4", "{consumer = 3"),

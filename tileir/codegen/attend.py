@@ -1,12 +1,13 @@
 """Split-KV attention of queries that share a kv head, on tensor cores, 16 rows a warp at a time.
 
-Scores of a unit of 16 rows are K·Qᵀ: rows are the 16 of mma.m16n8k16, queries its 8 columns; sums are Vᵀ·Pᵀ, 16 of a
+Scores of 16 rows are K·Qᵀ: rows are the 16 of mma.m16n8k16, queries its 8 columns; sums are Vᵀ·Pᵀ, 16 of a
 value's places by the same 8 queries, so that nothing is spent on tokens that a step does not have. Lane g·4+c holds the
 scores of rows g and g+8 for queries 2c and 2c+1; `movmatrix` turns their weights into the second product's operand. K,
 Q and V are read in 16-byte chunks: a chunk's places are spread over k, or over the 16, alike on both sides. Every warp
 keeps an online softmax (Milakov, Gimelshein 2018), in powers of two; warps meet once per task.
 """
 
+from dataclasses import dataclass
 from functools import partial as partial_
 from typing import Any
 
@@ -14,8 +15,8 @@ from tileir.codegen import builder as b
 from tileir.codegen.epilogue import LOG2E, soft_cap
 from tileir.codegen.exchange import publish_float, publish_pair
 from tileir.codegen.kernel import Kernel
-from tileir.codegen.loaders import alone, split_rows
-from tileir.codegen.plan import Body
+from tileir.codegen.loaders import alone, split_rows, used_splits
+from tileir.codegen.plan import Body, swizzle_mask
 from tileir.codegen.rows import WarpRow, piece_row
 from tileir.dialect.attributes import get, name_of
 from tileir.dialect.tile import PIECES
@@ -23,7 +24,22 @@ from tileir.scheduling.assign import ATTEND_WARPS, rows_a_slot
 
 Value = Any
 LOWEST = -1e30
-UNIT_ROWS = 16
+BLOCK_ROWS = 16
+OWN = -(2**31)  # set in a number of rows: the step's own row is there beside them
+ONES = 0x3F803F80  # two of bf16
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows in shared memory: where keys and values begin, how many rows there are.
+
+    position: the first one's, or one that is a multiple of 16 before it, for plan.swizzle_mask.
+    """
+
+    keys: Value
+    values: Value
+    left: Value
+    position: Value
 
 
 class Attend:
@@ -40,13 +56,19 @@ class Attend:
         )
         self.tasks = get(self.op, "tasks")
         self.groups = self.heads // get(self.op, "groups")
-        self.chunks = self.size // 8
+        self.chunks, self.mask = self.size // 8, swizzle_mask(self.size)
         # Each share of a value's chunks has warps of its own, which make the same scores: all sums of a row would not
         # fit a warp's registers.
         self.shares = -(-self.chunks // 8)
-        warps = min(ATTEND_WARPS, k.plan.warps // self.shares)
-        self.warps = 1 << (warps.bit_length() - 1)
+        # Where one share is enough, a warp takes twice the rows at a time: the fewer states are to be joined.
+        self.unit_rows = BLOCK_ROWS * (2 if self.shares == 1 else 1)
         self.ring = k.plan.rings[get(self.op, "ring")]
+        self.per_slot = rows_a_slot(self.ring.slot_bytes, 2, self.size)
+        # Warps that share a slot's units, and slots that are at work at once; half of the ring may be on its way.
+        warps = min(ATTEND_WARPS, k.plan.warps // self.shares)
+        self.units = _power(min(self.per_slot // self.unit_rows, warps))
+        self.turns = _power(min(warps // self.units, max(1, self.ring.slots // 2)))
+        self.warps = self.units * self.turns
         self.x = b.at(k.smem, None, k.plan.x_offset)
         self.row_bytes, self.part_row = self.size * 2, (self.size + 2) * 4
         self.types = ["f32"] * 20
@@ -58,16 +80,16 @@ class Attend:
 
         def a_task(i: Value, slot: Value, parity: Value) -> list[Value]:
             task = first + i
-            group, split = task // self.splits, task % self.splits
-            idle = b.both(alone(k, self.op), b.ne(split, 0))
+            idle = b.uge(task % self.splits, used_splits(k, self.op))
             return b.if_(
                 idle,
                 lambda: [slot, parity],
-                lambda: a_part(group, split, slot, parity),
+                lambda: a_part(task, slot, parity),
                 ["i32"] * 2,
             )
 
-        def a_part(group: Value, split: Value, slot: Value, parity: Value) -> list[Value]:
+        def a_part(task: Value, slot: Value, parity: Value) -> list[Value]:
+            group, split = task // self.splits, task % self.splits
             with k.thread_here(), k.words_again():
                 self._receive(group, split)
             received = k.clock()
@@ -78,7 +100,9 @@ class Attend:
                 self._merge(state)
                 multiplied = k.clock()
                 k.consumers_meet()
-                self._publish(group, split)
+                # Taken apart once more: while rows are at work, there are registers for the task alone.
+                again = b.here(task)
+                self._publish(again // self.splits, again % self.splits)
                 k.note(received=received, met=met, multiplied=multiplied)
             k.consumers_meet()
             return [slot, parity]
@@ -94,134 +118,157 @@ class Attend:
         stores = b.both(b.eq(split, 0), b.eq(group % share, 0))
         turned = k.plan.x_offset + count * self.row_bytes
 
-        def take(piece: Any, row: Value, head: Value) -> None:
+        def take(piece: Any, row: Value, head: Value, turn: Value | None = None) -> None:
             memory = b.at(k.smem, row * (4 * self.size), turned)
             made = WarpRow(k, self.body, head, self.size, memory, stores)
             words = piece_row(made, piece)
             for pair, mine, word in zip(made.pairs, made.mine, words, strict=True):
-                b.if_(mine, partial_(b.store, word, b.at(self.x, (row * half + pair) * 4), 4))
+                place = row * half + (pair if turn is None else pair ^ (turn * 4))
+                b.if_(mine, partial_(b.store, word, b.at(self.x, place * 4), 4))
 
         first, head = group * self.groups, group // share
+        # The step's own row lies as the first old one does.
+        turn = split_rows(k, self.op, split)[0] & self.mask if self.mask else None
         for n in range(-(-count // k.plan.warps)):
             row = k.warp + n * k.plan.warps
             b.if_(b.ult(row, self.groups), partial_(take, query, row, first + row))
             for at, piece in enumerate((key, value), self.groups):
-                b.if_(b.eq(row, at), partial_(take, piece, row, head))
+                b.if_(b.eq(row, at), partial_(take, piece, row, head, turn))
 
     def _rows(self, split: Value, slot: Value, parity: Value) -> list[Value]:
-        """The split's old rows, slot by slot, before them the step's own row if it is the first split."""
-        k, ring = self.k, self.ring
-        per_slot = rows_a_slot(ring.slot_bytes, 2, self.size)
-        units = per_slot // UNIT_ROWS
-        # Warps take turns at slots of fewer units than warps; of more units they take several.
-        turns, each = max(1, self.warps // units), max(1, units // self.warps)
-        own = b.i32(b.eq(split, 0))
-        _, rows = split_rows(k, self.op, split)
+        """The split's old rows, `turns` slots at a time, and the step's own row if it is the first split."""
+        k, ring, turns = self.k, self.ring, self.turns
+        begin, rows = split_rows(k, self.op, split)
+        at_once = turns * self.per_slot
         own_row = b.const(k.plan.x_offset + self.groups * self.row_bytes)
 
-        def a_slot(n: Value, *carried: Value) -> list[Value]:
-            with k.thread_here():
-                return in_slot(n, *carried)
+        def look(rest: Value) -> tuple[Value, Value, Value]:
+            """Rows that are left, slots that are at work now, whether the step's own row is."""
+            rows = rest & ~OWN
+            count = b.umin((rows + (self.per_slot - 1)) // self.per_slot, turns)
+            # It is for one of the last warps, once no slot is.
+            return rows, count, b.both(b.uge(rest, OWN), b.ult(count, turns))
 
-        def in_slot(n: Value, *carried: Value) -> list[Value]:
+        def some(rest: Value, *carried: Value) -> list[Value]:
+            with k.thread_here():
+                return in_slots(rest, *carried)
+
+        def in_slots(rest: Value, *carried: Value) -> list[Value]:
             *state, slot, parity = carried
-            warp = k.warp & (self.warps - 1)
-            unit, turn = warp & (min(units, self.warps) - 1), warp // units
-            is_own = b.ult(n, own)
-            b.if_(b.negate(is_own), lambda: k.wait_full(ring, slot, parity))
-            base = b.select(is_own, own_row, slot * ring.slot_bytes + ring.smem_offset)
+            turn = self._warp // self.units
+            rows, count, own_now = look(rest)
+            is_own = b.both(own_now, b.eq(turn, turns - 1))
+            mine, mine_parity = k.advance(ring, slot, parity, turn)
+            present = b.both(b.ult(turn, count), self._takes_part)
+            b.if_(present, lambda: k.wait_full(ring, mine, mine_parity))
+            base = b.select(is_own, own_row, mine * ring.slot_bytes + ring.smem_offset)
             values = base + b.select(is_own, b.const(self.row_bytes), ring.slot_bytes // 2)
-            left = b.select(is_own, b.const(1), rows - (n - own) * per_slot)
-            mine = b.both(b.eq(turn, (n - own) & (turns - 1)), self._takes_part)
-            for i in range(each):
-                first = (unit + i * self.warps) * UNIT_ROWS
+            left = b.select(is_own, b.const(1), rows - turn * self.per_slot)
+            busy = present | b.both(is_own, self._takes_part)
+            for i in range(self.per_slot // self.unit_rows // self.units):
                 state = b.if_(
-                    b.both(mine, b.ult(first, left)),
-                    partial_(self._unit, state, base, values, first, left),
+                    b.both(busy, b.ult(self._first(i), left)),
+                    partial_(self._unit, state, _Rows(base, values, left, begin), i),
                     partial_(list, state),
                     self.types,
                 )
-
-            def release() -> list[Value]:
-                k.release(ring, slot)
-                return list(k.advance(ring, slot, parity))
-
-            moved = b.if_(is_own, lambda: [slot, parity], release, ["i32"] * 2)
-            return [*state, *moved]
+            # Once more: while a unit is at work, registers are for it.
+            rest = b.here(rest)
+            rows, count, own_now = look(rest)
+            k.release_some(ring, slot, parity, count)
+            rest = b.select(own_now, rest ^ OWN, rest) - b.umin(rows, at_once)
+            return [rest, *state, *k.advance(ring, slot, parity, count)]
 
         top, zero = b.const(LOWEST, "f32"), b.const(0.0, "f32")
-        start = [top, top, *[zero] * 18, slot, parity]
-        return b.for_(b.const(0), own + (rows + (per_slot - 1)) // per_slot, start, a_slot)
+        # What is left, in one word for the registers: rows, and the step's own.
+        rest = b.select(b.eq(split, 0), rows | OWN, rows)
+        start = [rest, top, top, *[zero] * 18, slot, parity]
+        return b.while_(start, lambda rest, *_: b.ne(rest, 0), some)[1:]
 
-    def _unit(
-        self, state: list[Value], keys: Value, values: Value, first: Value, left: Value
-    ) -> list[Value]:
-        """The state after rows first … first + 15 of what lies at `keys` and `values`, of `left` rows in all."""
-        g, c = self.k.lane >> 2, self.k.lane & 3
-        scores = [self._score(s) for s in self._products(keys, first + g, left, c)]
-        inside = [b.ult(first + g + at, left) for at in (0, 8)]
-        scores = [b.select(inside[i // 2], s, LOWEST) for i, s in enumerate(scores)]
-        tops, weights, sums, shares, shrinks = [], [], state[4:], [], []
+    def _first(self, i: int) -> Value:
+        """The first row of the warp's unit number i of a slot."""
+        return ((self._warp & (self.units - 1)) + i * self.units) * self.unit_rows
+
+    def _unit(self, state: list[Value], rows: "_Rows", i: int) -> list[Value]:
+        """The state after the warp's unit number i of a slot."""
+        blocks = [n * BLOCK_ROWS for n in range(self.unit_rows // BLOCK_ROWS)]
+        scores = [self._scores(rows, self._first(i) + block) for block in blocks]
+        tops, shrinks = [], []
         for q in (0, 1):
-            new = b.fmax(scores[q], scores[q + 2])
+            new = b.tree([s for block in scores for s in block[q::2]], b.fmax)
             for distance in (4, 8, 16):
                 new = b.fmax(new, b.shuffle_xor(new, distance))
-            new = b.fmax(state[q], new)
-            shrink = b.exp2(state[q] - new)
-            share = [b.exp2(s - new) for s in (scores[q], scores[q + 2])]
-            tops.append(new)
-            weights.append(state[2 + q] * shrink + (share[0] + share[1]))
-            shares.append(share)
-            shrinks.append(shrink)
-        x = [b.transpose_pairs(b.pack(shares[0][row], shares[1][row])) for row in (0, 1)]
-        with self.k.thread_here():
-            made = self._sums(sums, shrinks, x, values, first, left)
-        return [*tops, *weights, *made]
+            tops.append(b.fmax(state[q], new))
+            shrinks.append(b.exp2(state[q] - tops[q]))
+        made = [s * shrinks[i % 2] for i, s in enumerate(state[2:])]
+        for block, mine in zip(blocks, scores, strict=True):
+            shares = [b.exp2(s - tops[i % 2]) for i, s in enumerate(mine)]
+            x = [b.transpose_pairs(b.pack(*shares[at : at + 2])) for at in (0, 2)]
+            with self.k.thread_here():
+                made = self._add(made, x, rows, self._first(i) + block)
+        return [*tops, *made]
 
-    def _sums(
-        self,
-        sums: list[Value],
-        shrinks: list[Value],
-        x: list[Value],
-        values: Value,
-        first: Value,
-        left: Value,
-    ) -> list[Value]:
-        """The sums of a lane, shrunk, with the values of 16 rows by their weights `x` added."""
+    def _add(self, sums: list[Value], x: list[Value], rows: "_Rows", first: Value) -> list[Value]:
+        """A lane's weights and sums with those of 16 rows added, whose weights are `x`."""
         g, c = self.k.lane >> 2, self.k.lane & 3
-        # Rows beyond the last are the last one again, with no weight: what lies there may be NaN.
-        places = [b.umin(first + c * 2 + at, left - 1) * self.row_bytes for at in (0, 1, 8, 9)]
         chunk = b.umin(self._value_chunk(g), self.chunks - 1)
-        rows = [b.elements(self._chunk_at(values + place, chunk), 4) for place in places]
-        made = []
+        words = []
+        for at in (0, 1, 8, 9):
+            place = rows.values + self._row(rows, first + c * 2 + at)
+            words.append(b.elements(self._chunk(place, chunk ^ self._turn(rows, c * 2 + at)), 4))
+        # A row of ones by the weights of rows: their sums over all lanes, of what the values are weighted with.
+        zero = b.const(0.0, "f32")
+        made = b.mma([*sums[:2], zero, zero], [b.const(ONES)] * 4, x)[:2]
         for e in range(4):
             a = [
-                b.bytes_of(rows[pair][e], rows[pair + 1][e], picks)
+                b.bytes_of(words[pair][e], words[pair + 1][e], picks)
                 for pair in (0, 2)
                 for picks in (0x5410, 0x7632)
             ]
-            old = [s * shrinks[i % 2] for i, s in enumerate(sums[4 * e : 4 * e + 4])]
-            made += b.mma(old, a, x)
+            made += b.mma(sums[2 + 4 * e : 6 + 4 * e], a, x)
         return made
 
-    def _products(self, keys: Value, row: Value, left: Value, c: Value) -> list[Value]:
-        """q·k of rows `row` and `row` + 8, each for queries 2c and 2c+1."""
-        k = self.k
-        upper, lower = (b.umin(row + at, left - 1) * self.row_bytes for at in (0, 8))
-        query = b.umin(k.lane >> 2, self.groups - 1) * self.row_bytes + k.plan.x_offset
+    def _scores(self, rows: "_Rows", first: Value) -> list[Value]:
+        """Of rows first + g and first + g + 8, each for queries 2c and 2c+1; of rows that are not there the lowest."""
+        with self.k.thread_here():
+            scores = [self._score(s) for s in self._products(rows, first)]
+        inside = [b.ult(first + (self.k.lane >> 2) + at, rows.left) for at in (0, 8)]
+        return [b.select(inside[i // 2], s, LOWEST) for i, s in enumerate(scores)]
+
+    def _products(self, rows: "_Rows", first: Value) -> list[Value]:
+        """q·k of rows first + g and first + g + 8, each for queries 2c and 2c+1."""
+        k, g, c = self.k, self.k.lane >> 2, self.k.lane & 3
+        places = [rows.keys + self._row(rows, first + g + at) for at in (0, 8)]
+        turn = self._turn(rows, g)
+        query = b.umin(g, self.groups - 1) * self.row_bytes + k.plan.x_offset
         zero = b.const(0.0, "f32")
         sums = [[zero] * 4, [zero] * 4]
-        for j in range(0, self.chunks, 4):
-            chunk = b.umin(c + j, self.chunks - 1)
-            rows = [self._chunk_at(keys + place, chunk) for place in (upper, lower)]
-            x = b.elements(self._chunk_at(query, chunk), 4)
-            if j + 4 > self.chunks:
-                x = [b.select(b.ult(c + j, self.chunks), word, b.const(0)) for word in x]
-            high, low = (b.elements(r, 4) for r in rows)
+        for j in range(-(-self.chunks // 4)):
+            # A chunk's places are spread over k alike for keys and queries; which chunk a lane takes is free: where
+            # chunks are turned, such that lanes of a row and of the one above meet in no bank.
+            wanted = c * 2 + (j // 2 * 8 + j % 2) if self.mask else c + j * 4
+            chunk = b.umin(wanted, self.chunks - 1)
+            high, low = (b.elements(self._chunk(place, chunk ^ turn), 4) for place in places)
+            x = b.elements(self._chunk(query, chunk), 4)
+            if (j + 1) * 4 > self.chunks:
+                x = [b.select(b.ult(wanted, self.chunks), word, b.const(0)) for word in x]
             for i in (0, 1):
                 a = [high[2 * i], low[2 * i], high[2 * i + 1], low[2 * i + 1]]
                 sums[i] = b.mma(sums[i], a, x[2 * i : 2 * i + 2])
         return [u + v for u, v in zip(*sums, strict=True)]
+
+    def _row(self, rows: "_Rows", row: Value) -> Value:
+        """Where a row begins, in bytes. One beyond the last is the last one again: what lies there may be NaN."""
+        return b.umin(row, rows.left - 1) * self.row_bytes
+
+    def _turn(self, rows: "_Rows", row: Value) -> Value:
+        """What the numbers of a row's chunks are turned by, of a row or of one that is a multiple of 16 away."""
+        return (rows.position + row) & self.mask if self.mask else b.const(0)
+
+    @property
+    def _warp(self) -> Value:
+        """Which of the warps that share a split's rows this one is."""
+        return self.k.warp & (self.warps - 1)
 
     @property
     def _takes_part(self) -> Value:
@@ -232,8 +279,8 @@ class Attend:
         """The chunk of a value of which a lane has sums; there may be none of that number."""
         return g if self.shares == 1 else g + (self.k.warp // self.warps << 3)
 
-    def _chunk_at(self, place: Value, chunk: Value) -> Value:
-        return b.load("vector<4xi32>", b.at(self.k.smem, place + chunk * 16), 16)
+    def _chunk(self, row: Value, chunk: Value) -> Value:
+        return b.load("vector<4xi32>", b.at(self.k.smem, row + chunk * 16), 16)
 
     def _score(self, product: Value) -> Value:
         """In units of log2."""
@@ -246,11 +293,7 @@ class Attend:
         """Each warp leaves its state in shared memory: a query's sums, maximum and weight."""
         k = self.k
         g, c = k.lane >> 2, k.lane & 3
-        weights = state[2:4]
-        for distance in (4, 8, 16):
-            weights = [w + b.shuffle_xor(w, distance) for w in weights]
-        warp = k.warp & (self.warps - 1)
-        mine = b.at(k.smem, warp * (self.groups * self.part_row), k.plan.part_offset)
+        mine = b.at(k.smem, self._warp * (self.groups * self.part_row), k.plan.part_offset)
 
         def leave(q: int) -> None:
             row = b.at(mine, (c * 2 + q) * self.part_row)
@@ -262,7 +305,7 @@ class Attend:
                     b.store(b.vec(*state[4 + 4 * e + q : 8 + 4 * e : 2]), b.at(at, None, 8 * e), 8)
 
             b.if_(b.ult(chunk, self.chunks), store)
-            statistics = b.vec(state[q], weights[q])
+            statistics = b.vec(state[q], state[2 + q])
             last = partial_(b.store, statistics, b.at(row, None, self.size * 4), 8)
             b.if_(b.both(b.eq(g, 0), b.ult(k.warp, self.warps)), last)
 
@@ -321,3 +364,8 @@ class Attend:
         for n in range(-(-pairs // k.plan.threads)):
             index = k.tid + n * k.plan.threads
             b.if_(b.ult(index, pairs), partial_(one, index))
+
+
+def _power(value: int) -> int:
+    """The largest power of two that is no more."""
+    return 1 << (value.bit_length() - 1)

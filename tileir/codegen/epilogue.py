@@ -13,7 +13,7 @@ from tileir.codegen import builder as b
 from tileir.codegen.exchange import poll_pair, publish_pair
 from tileir.codegen.kernel import Kernel, Outlet
 from tileir.codegen.plan import Body
-from tileir.dialect.attributes import get, name_of, shape_of, static_shape
+from tileir.dialect.attributes import get, name_of, static_shape
 
 Value = Any
 LOG2E = 1.4426950408889634
@@ -154,11 +154,11 @@ def _glu(_rows: Rows, op: Any, pairs: list[Pair], _w: list[Value]) -> list[Pair]
 
 def _append(rows: Rows, op: Any, pairs: list[Pair], _w: list[Value]) -> list[Pair]:
     k, state = rows.k, _last(op)
-    _, context, size = shape_of(state)
+    _, context, size = static_shape(state)
     memory = k.operand(rows.body, state)
     for pair, index in zip(pairs, _placed(rows, op), strict=True):
-        place = (index // size * context + k.position) * size + index % size
-        b.store(b.pack(*pair), b.at(memory, b.i64(place) * 2), 4)
+        row, place = index // size * context + k.position, k.swizzled(index % size >> 1, size)
+        b.store(b.pack(*pair), b.at(memory, b.i64(row * (size // 2) + place) * 4), 4)
     return []
 
 

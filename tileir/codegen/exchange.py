@@ -62,11 +62,13 @@ def poll(k: Kernel, pointers: list[Value], detail: Value, *, together: bool = Fa
     return [b.i32(w) for w in words]
 
 
-def poll_many(k: Kernel, pointers: list[Value], detail: Value) -> list[Value]:
+def poll_many(
+    k: Kernel, pointers: list[Value], detail: Value, wanted: Sequence[Value] = ()
+) -> list[Value]:
     """As poll, together, but who waits asks again for what has not come alone.
 
     Every SM asks for all values of a wide stage: asking for all of them again and again would take a part of L2's
-    bandwidth from the weights.
+    bandwidth from the weights. wanted: whether a pointer's packet is asked for at all, else it is 0.
     """
 
     def attempt(*words: Value) -> tuple[Value, list[Value]]:
@@ -79,7 +81,13 @@ def poll_many(k: Kernel, pointers: list[Value], detail: Value) -> list[Value]:
         pause = partial(_pause, k)
         return k.spin(attempt, types, report, agree=b.vote_all, pause=pause, before=first)
 
-    first, types = _ask(pointers), ["i64"] * len(pointers)
+    types = ["i64"] * len(pointers)
+    if wanted:
+        there = b.i64(k.epoch) << 32
+        nothing = [b.select(w, b.const(0, "i64"), there) for w in wanted]
+        first = list(map(b.load_if, wanted, pointers, nothing))
+    else:
+        first = _ask(pointers)
     words = b.if_(b.vote_all(_all_came(k, first)), lambda: first, wait, types)
     return [b.i32(w) for w in words]
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from tileir.codegen import builder as b
-from tileir.codegen.plan import HEADER_WORDS, UNIT, Body, Plan, Ring
+from tileir.codegen.plan import HEADER_WORDS, UNIT, Body, Plan, Ring, swizzle_mask
 from tileir.dialect.attributes import place_of
 from tileir.mlir import llvm, nvvm
 
@@ -43,7 +43,8 @@ ARGUMENTS = {
     "tape_window": "i32",  # copies of the tape on their way at once
     "fed_window": "i32",  # and no more than so many while at most a quarter of the ring is free
     "alone_bytes": "i32",  # old rows of a kv head, k and v, that one split takes alone
-    "splits": "i32",  # that take old rows, at most, where they are more
+    "split_bytes": "i32",  # and of more, one split for each so many
+    "splits": "i32",  # at most
     "limit": "i64",
 }
 # Launch parameters that stand in the PTX as constants, so that what they leave out costs nothing: the loader writes
@@ -184,6 +185,11 @@ class Kernel:
         v = b.select(b.uge(v, self.plan.sms), v - self.plan.sms, v)
         first = v * quotient + b.umin(v, rest)
         return first, b.i32(b.ult(v, rest)) + quotient
+
+    def swizzled(self, pair: Value, size: int) -> Value:
+        """Where a pair of values lies in the step's own row of a state, of `size` values (plan.swizzle_mask)."""
+        mask = swizzle_mask(size)
+        return pair ^ ((self.position & mask) * 4) if mask else pair
 
     def consumers_meet(self) -> None:
         """Barrier of the block's consumer warps."""
@@ -338,10 +344,11 @@ class Kernel:
         return b.at(self.smem, slot * 8, ring.empty)
 
     @staticmethod
-    def advance(ring: Ring, slot: Value, parity: Value) -> tuple[Value, Value]:
-        """The next slot and its parity."""
-        wrap = b.eq(slot + 1, ring.slots)
-        return b.select(wrap, 0, slot + 1), parity ^ b.i32(wrap)
+    def advance(ring: Ring, slot: Value, parity: Value, by: Value | int = 1) -> tuple[Value, Value]:
+        """The slot `by` slots on, no more than there are, and its parity."""
+        ahead = slot + by
+        wrap = b.uge(ahead, ring.slots)
+        return b.select(wrap, ahead - ring.slots, ahead), parity ^ b.i32(wrap)
 
     def release(self, ring: Ring, *slots: Value) -> None:
         """This warp is done with slots."""
@@ -353,6 +360,17 @@ class Kernel:
                 _arrive(self.empty(ring, slot), results)
 
         b.if_(b.eq(self.lane, 0), arrive)
+
+    def release_some(self, ring: Ring, slot: Value, parity: Value, count: Value) -> None:
+        """This warp is done with `count` slots, 32 at most: a lane waits for each, which the warp may not have read."""
+        b.warp_sync()
+
+        def arrive() -> None:
+            one, one_parity = self.advance(ring, slot, parity, self.lane)
+            self.wait_full(ring, one, one_parity)
+            _arrive(self.empty(ring, one), [b.type_of("i64")])
+
+        b.if_(b.ult(self.lane, count), arrive)
 
     def initialise(self) -> None:
         """Thread 0 sets up every mbarrier and flag; then the block meets."""

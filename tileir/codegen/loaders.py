@@ -124,13 +124,25 @@ def state_loader(k: Kernel) -> None:
 def split_rows(k: Kernel, op: Any, split: Value) -> tuple[Value, Value]:
     """First old row of a split at the step's position, and how many (docs/ir.md, state order)."""
     low = _first_seen(k, get(op, "window"))
-    old = k.position - low
-    # Splits beyond the launch's number find nothing left, and publish that.
-    splits = b.umin(k.arg["splits"], get(op, "splits"))
-    chunk = b.select(alone(k, op), old, (old + (splits - 1)) // splits)
+    old, splits = k.position - low, used_splits(k, op)
+    chunk = (old + (splits - 1)) // splits
     first = b.umin(low + split * chunk, k.position)
     last = b.umin(first + chunk, k.position)
     return first, last - first
+
+
+def used_splits(k: Kernel, op: Any) -> Value:
+    """How many splits an attend, or its fill, has at the step's position; the others do nothing."""
+    return splits_at(k, *(get(op, n) for n in ("head_size", "splits", "window")))
+
+
+def splits_at(k: Kernel, size: int, splits: int, window: int) -> Value:
+    """As used_splits, of attention's own figures; it is 1 where one split is alone (docs/ir.md, attention)."""
+    if splits == 1:
+        return b.const(1)
+    bytes_, least = (k.position - _first_seen(k, window)) * (4 * size), k.arg["split_bytes"]
+    used = b.umin((bytes_ + (least - 1)) // least, b.umin(k.arg["splits"], splits))
+    return b.select(is_alone(k, size, splits, window), b.const(1), used)
 
 
 def alone(k: Kernel, op: Any) -> Value:
@@ -139,7 +151,7 @@ def alone(k: Kernel, op: Any) -> Value:
 
 
 def is_alone(k: Kernel, size: int, splits: int, window: int) -> Value:
-    """Whether one split takes all old rows at the step's position (docs/ir.md, attention)."""
+    """Whether one split takes all old rows at the step's position, and finishes (docs/ir.md, attention)."""
     if splits == 1:
         return b.const(True, "i1")
     old = k.position - _first_seen(k, window)

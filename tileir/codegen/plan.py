@@ -296,3 +296,12 @@ def _unsupported_attend(op: Any) -> Iterator[tuple[str, str]]:
     for inner in walk(op, "tile.rotate"):
         if get(inner, "first") % 2:
             yield f"tile.rotate from value {get(inner, 'first')} on", "kernels read pairs of values"
+
+
+def swizzle_mask(size: int) -> int:
+    """What a position is masked with to turn the chunks of 16 bytes of its row of a state, of `size` values of bf16.
+
+    Chunk i of position p lies in place i ^ (p & mask): lanes that read the same chunk of eight rows meet in no bank of
+    shared memory. 0 where rows are no multiple of all banks, which spreads them anyway.
+    """
+    return 7 if size % 64 == 0 else 0

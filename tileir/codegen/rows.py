@@ -271,11 +271,14 @@ _PARTNERS = {"half": _halves, "interleaved": _interleaved, "split": _split}
 def _store(row: Row, op: Any, known: list[list[Pair]], others: list[Any]) -> list[Pair]:
     k = row.k
     _, context, size = static_shape(others[0])
-    place = (row.number * context + k.position) * size + get(op, "offset")
+    place, first = (row.number * context + k.position) * size, get(op, "offset") // 2
     memory = b.at(k.operand(row.body, others[0]), b.i64(place) * 2)
     for pair, mine, values in zip(row.pairs, row.mine, known[0], strict=True):
         stores = mine if row.stores is None else b.both(mine, row.stores)
-        b.if_(stores, partial(b.store, b.pack(*values), b.at(memory, pair * 4), 4))
+        b.if_(
+            stores,
+            partial(b.store, b.pack(*values), b.at(memory, k.swizzled(pair + first, size) * 4), 4),
+        )
     return []
 
 

@@ -165,6 +165,7 @@ def _old_rows(op: Any, role: str, states: tuple[int, ...], of: int | None = None
         head_size=get(op, "head_size"),
         window=get(op, "window"),
         alone=get(op, "alone"),
+        least=get(op, "least", 0),
         arguments=states,
         of=of,
         location=located(op),
@@ -326,7 +327,7 @@ def _attend(op: Any, number: Number) -> Facts:
         whole = shared * value
         tasks = (0, space, splits, 0)
         finishes = Places(number(o.operands[0]), *tasks, whole, (0,), whole, splits)
-        alone = Alone(get(attend, "alone"), get(attend, "window"), splits)
+        alone = _alone(attend)
     return {
         "tasks": get(attend, "tasks", space),
         "space": space,
@@ -340,6 +341,11 @@ def _attend(op: Any, number: Number) -> Facts:
         "own": own,
         "appends": tuple(_appended(attend, own, number)),
     }
+
+
+def _alone(op: Any) -> Alone:
+    """Of an attend or a combine."""
+    return Alone(get(op, "alone"), get(op, "window"), get(op, "splits"), get(op, "least", 0))
 
 
 def _appended(attend: Any, own: tuple[OwnRow, ...], number: Number) -> Iterator[OwnRow]:
@@ -411,7 +417,7 @@ def _map(op: Any, number: Number) -> Facts:
     alone = None
     for o in combines:
         if get(o, "alone"):
-            alone = Alone(get(o, "alone"), get(o, "window"), get(o, "splits"))
+            alone = _alone(o)
     (yielded,) = list(region)[-1].operands
     appends = []
     for o in walk(made, "tile.store"):

@@ -31,7 +31,10 @@ NAMES = {
     "tile.contract": "linear",
 }
 SELECTED = {"route": "routing", "top_k": "indices"}
-STREAM = ("heads", "kv_heads", "groups", "head_size", "value_size", "window", "splits", "alone")
+STREAM = (
+    *("heads", "kv_heads", "groups", "head_size", "value_size", "window"),
+    *("splits", "alone", "least"),
+)
 
 
 @dataclass(frozen=True)
@@ -312,6 +315,7 @@ def _contract(op: Any, arguments: dict[Any, Any]) -> None:
             "window": 0,
             "splits": get(op, "splits"),
             "alone": 0,
+            "least": 0,
         }
         stream["tasks"] = get(op, "splits")
         facts |= {"splits": get(op, "splits"), "own": get(statement, "offset")}

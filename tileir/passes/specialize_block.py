@@ -26,7 +26,8 @@ class SpecializeBlockPass(Pass):
     `into` and goes on filling it; ranges that make candidates have a channel each, and select reads
     all. Attention has groups whose queries fit an SM, and as many splits as the cost model finds cheapest at half
     the context; so have scores of a state's rows. Up to `alone` old rows are one split's, which then needs no combine;
-    attention and its combine both know that number. Candidates are one record an SM of every GPU. The module knows its
+    of more, only as many splits take some as get `least` rows each. Attention and its combine both know these numbers.
+    Candidates are one record an SM of every GPU. The module knows its
     `tileir.target`.
 
         %g = "tile.contract"(%x) … {tile_base = 0, tiles = 3072} : (!x) -> !g
@@ -75,10 +76,13 @@ def _split_attention(op: Any, target: Target, context: int) -> None:
     splits = choose_splits(target, groups, size // 2 if latent else size, rows, results)
     # Lists of positions differ by token: whether a split takes them alone is not known from the position.
     listed = next(walk(op, "tile.gather"), None) is not None
-    alone = 0 if listed else max(1, target.alone_bytes // (2 * size * len(op.operands)))
-    put(op, groups=groups, splits=splits, alone=alone)
+    alone, least = (
+        0 if listed else max(1, of // (2 * size * len(op.operands)))
+        for of in (target.alone_bytes, target.split_bytes)
+    )
+    put(op, groups=groups, splits=splits, alone=alone, least=least)
     for combine in (c for reader in readers(op.results[0]) for c in walk(reader, "tile.combine")):
-        put(combine, alone=alone, window=window, splits=splits)
+        put(combine, alone=alone, window=window, splits=splits, least=least)
     op.results[0].set_type(tensor([tokens, heads, splits, value + 2], "f32", "channel"))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from tileir.dialect.attributes import get, name_of, static_shape
 from tileir.dialect.tile import statements_on
+from tileir.scheduling.assign import used_splits
 
 Array = np.ndarray
 LOWEST = np.float32(-1e30)
@@ -89,18 +90,26 @@ def split_range(base: int, split: int, op: Any) -> tuple[int, int]:
     """First old row of a split and the row behind its last; base: the sequence's first position of this step."""
     window = get(op, "window", 0)
     low = max(0, base + 1 - window) if window else 0
-    splits = 1 if is_alone(base, op) and split == 0 else get(op, "splits")
-    first, last = split_of(base - low, split, splits)
-    if is_alone(base, op) and split > 0:
-        first = last
+    first, last = split_of(base - low, split, splits_at(base, op))
     return low + first, low + last
 
 
 def is_alone(base: int, op: Any) -> bool:
-    """Whether one split takes all old rows; op: an attend, its fill or its combine (docs/ir.md, attention)."""
-    window, alone = get(op, "window", 0), get(op, "alone", 0)
-    old = min(base, window - 1) if window else base
-    return alone > 0 and (old <= alone or get(op, "splits") == 1)
+    """Whether one split takes all old rows, and finishes; op: an attend or its combine (docs/ir.md, attention)."""
+    alone = get(op, "alone", 0)
+    return alone > 0 and (_old(base, op) <= alone or get(op, "splits") == 1)
+
+
+def splits_at(base: int, op: Any) -> int:
+    """How many splits take part; op: an attend, its fill or its combine (docs/ir.md, attention)."""
+    facts = (get(op, "splits"), get(op, "alone", 0), get(op, "least", 0))
+    return used_splits(_old(base, op), *facts)
+
+
+def _old(base: int, op: Any) -> int:
+    """Old rows that the first of a sequence's tokens sees."""
+    window = get(op, "window", 0)
+    return min(base, window - 1) if window else base
 
 
 def split_of(rows: int, split: int, splits: int) -> tuple[int, int]:
@@ -136,6 +145,9 @@ class Sink(Protocol):
 
     def weights(self, routing: Any) -> Array:
         """The routing weight of each of the T rows of an experts contract, [T]."""
+
+    def splits(self, combine: Any) -> int:
+        """How many splits take part in a combine, for each of the T rows."""
 
     def tokens(self, of: str) -> Array:
         """The tokens "step" or "choice", [T]."""
@@ -299,8 +311,11 @@ def _after(
     return values
 
 
-def channels_of(op: Any, rows: Array) -> list[tuple[Any, Array]]:
-    """The channels that a map body's operation reads, with the indices for each of the rows: [rows, …]."""
+def channels_of(op: Any, rows: Array, splits: int | None = None) -> list[tuple[Any, Array]]:
+    """The channels that a map body's operation reads, with the indices for each of the rows: [rows, …].
+
+    splits: how many take part, of a combine; None for all.
+    """
     value = next(iter(op.operation.operands), None)
     match name_of(op):
         case "tile.load":
@@ -312,9 +327,9 @@ def channels_of(op: Any, rows: Array) -> list[tuple[Any, Array]]:
             at = rows[:, None, None] * size + np.arange(size)
             return [(value, at + np.arange(parts)[:, None] * width)]
         case "tile.combine":
-            _, splits, width = static_shape(value)[1:]
-            at = rows[:, None, None] * splits * width + np.arange(width)
-            return [(value, at + np.arange(splits)[:, None] * width)]
+            _, most, width = static_shape(value)[1:]
+            at = rows[:, None, None] * most * width + np.arange(width)
+            return [(value, at + np.arange(splits or most)[:, None] * width)]
     return []
 
 
@@ -344,7 +359,7 @@ def _sum(op: Any, _v: list[Array], _o: list[Any], rows: Array, _size: int, s: Si
 
 
 def _combine(op: Any, _v: list[Array], _o: list[Any], rows: Array, _size: int, s: Sink) -> Array:
-    ((value, index),) = channels_of(op, rows)
+    ((value, index),) = channels_of(op, rows, s.splits(op))
     return combine(s.read(value, index))
 
 

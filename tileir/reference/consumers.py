@@ -18,6 +18,7 @@ from tileir.reference.arithmetic import (
     run_map,
     run_piece,
     run_segment,
+    splits_at,
 )
 from tileir.reference.memory import LocalName, RowPlan
 from tileir.reference.protocol import Channel
@@ -291,9 +292,9 @@ class Consumers:
         tokens = np.array(self.record.rows_of(sequence))
         base, window = self.record.bases[sequence], get(op, "window")
         mine = range(group * shared, (group + 1) * shared)
-        finish = self._finish(row, op) if is_alone(base, op) else None
-        if finish is not None and split > 0:
+        if split >= splits_at(base, op):
             return
+        finish = self._finish(row, op) if is_alone(base, op) else None
         queries = []
         for q in mine:
             made = yield from self._pieces(row, op, "tile.query", q, tokens)
@@ -395,26 +396,27 @@ class Consumers:
         rows = self.mine(row, get(op, "rows")) + row.tile_base
         if not len(rows):
             return
-        live = self._combined(block)
-        if not len(live):
-            return
-        for inner in block:
-            for value, index in channels_of(inner, rows):
-                yield from self.await_(row.operand(value), index, live)
-        size = out.values // self._map_rows(row)
-        made = run_map(block, rows, size, _Sink(self, row, out, live))
-        self.publish(out, live, rows[:, None] * size + np.arange(size), made)
+        for live in self._alike(block):
+            sink = _Sink(self, row, out, live)
+            for inner in block:
+                splits = sink.splits(inner) if name_of(inner) == "tile.combine" else None
+                for value, index in channels_of(inner, rows, splits):
+                    yield from self.await_(row.operand(value), index, live)
+            size = out.values // self._map_rows(row)
+            made = run_map(block, rows, size, sink)
+            self.publish(out, live, rows[:, None] * size + np.arange(size), made)
 
-    def _combined(self, block: Any) -> Array:
-        """The step's tokens, of a combine those whose attention no split has finished alone."""
-        done = [
-            t
-            for t in self.live
-            for inner in block
-            if name_of(inner) == "tile.combine"
-            and is_alone(self.record.bases[self.record.sequences[t]], inner)
-        ]
-        return np.setdiff1d(self.live, done)
+    def _alike(self, block: Any) -> list[Array]:
+        """The step's tokens; of a combine, by how many splits take part, those that no split has finished alone."""
+        combines = [inner for inner in block if name_of(inner) == "tile.combine"]
+        if not combines:
+            return [self.live]
+        by_splits: dict[int, list[int]] = {}
+        for t in self.live:
+            base = self.record.bases[self.record.sequences[t]]
+            if not is_alone(base, combines[0]):
+                by_splits.setdefault(splits_at(base, combines[0]), []).append(int(t))
+        return [np.array(tokens) for tokens in by_splits.values()]
 
     def _map_rows(self, row: RowPlan) -> int:
         """Rows of the whole stage, on all GPUs."""
@@ -506,6 +508,11 @@ class _Sink:
 
     def weights(self, routing: Any) -> Array:
         raise AssertionError(f"{routing} outside experts")
+
+    def splits(self, combine: Any) -> int:
+        record = self._at.record
+        (found,) = {splits_at(record.bases[record.sequences[t]], combine) for t in self._tokens}
+        return found
 
     def tokens(self, of: str) -> Array:
         chosen = self._at.choice if of == "choice" else np.array(self._at.record.tokens)

@@ -324,6 +324,9 @@ class _Sink:
     def weights(self, routing: Any) -> Array:
         raise AssertionError(f"{routing} outside experts")
 
+    def splits(self, combine: Any) -> int:
+        return static_shape(combine.operands[0])[2]
+
     def tokens(self, of: str) -> Array:
         chosen = self._executor.choice if of == "choice" else self._executor.step_tokens
         assert chosen is not None, "a lookup of a choice that is not made"

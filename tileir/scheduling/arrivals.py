@@ -155,7 +155,8 @@ def _check_alone(
             for reader in (r for p in problems for r in p.rows if channel.name in r.awaited):
                 if reader.body.alone != row.body.alone or reader.body.finishes:
                     raise fault(
-                        f"{reader} awaits channel {channel.name}, which {row} leaves out where one split has all rows",
+                        f"{reader} awaits channel {channel.name}, which {row} leaves out where one split has all rows, "
+                        "and those of splits that have none",
                         f"the same case on both sides: {row.body.alone}",
                         reader,
                         row,

@@ -6,7 +6,7 @@ import numpy as np
 
 MAX_TILES_PER_SM = 16
 MAX_SPLITS = 64
-ATTEND_WARPS = 8  # consumer warps that share a split's rows
+ATTEND_WARPS = 8
 
 
 def shares(tasks: int, rotation: int, sms: int) -> tuple[np.ndarray, np.ndarray]:
@@ -14,6 +14,13 @@ def shares(tasks: int, rotation: int, sms: int) -> tuple[np.ndarray, np.ndarray]
     v = (np.arange(sms) + rotation) % sms
     quotient, rest = divmod(tasks, sms)
     return v * quotient + np.minimum(v, rest), quotient + (v < rest)
+
+
+def used_splits(rows: int, splits: int, alone: int, least: int) -> int:
+    """How many of `splits` splits take part in `rows` old rows (docs/ir.md, attention)."""
+    if alone and rows <= alone:
+        return 1
+    return max(1, min(splits, -(-rows // least))) if least else splits
 
 
 def rows_a_slot(slot_bytes: int, states: int, head_size: int) -> int:

@@ -90,7 +90,8 @@ class Stream:
 
     Weights: `blocks` of 1 KB a task, that meet `k` values of x. States: the old rows of `arguments` = (k, v), head_size
     values each, those before the first position of a sequence's step; a task has one of `groups` groups, hence one of
-    `heads` kv heads, and one of `splits` parts, but up to `alone` rows are the first's; window 0 is the whole context.
+    `heads` kv heads, and one of `splits` parts, but up to `alone` rows are the first's, and of more so many parts have
+    some as get `least` rows (0: all); window 0 is the whole context.
     of: the operand whose values, known only in the step, say which tasks there are, of the experts [first, behind) that
     it may choose, or which old rows they take.
     """
@@ -106,6 +107,7 @@ class Stream:
     head_size: int = 0
     window: int = 0
     alone: int = 0
+    least: int = 0
     arguments: tuple[int, ...] = ()
     of: int | None = None
     experts: tuple[int, int] | None = None
@@ -118,11 +120,15 @@ class Stream:
 
 @dataclass(frozen=True)
 class Alone:
-    """When one of `splits` splits takes all old rows: up to `rows` of them, of `window` that are seen (0: all)."""
+    """When one of `splits` splits takes all old rows: up to `rows` of them, of `window` that are seen (0: all).
+
+    Of more, so many splits take some as get `least` rows (0: all).
+    """
 
     rows: int
     window: int
     splits: int
+    least: int = 0
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from itertools import zip_longest
 
 import numpy as np
 
-from tileir.scheduling.assign import rows_a_slot, shares
+from tileir.scheduling.assign import rows_a_slot, shares, used_splits
 from tileir.scheduling.problem import Problem, Ring, Row, Stream, fault
 
 BLOCK_BYTES = 1024
@@ -251,7 +251,10 @@ def _check_states(problem: Problem, row: Row, ring: Ring, fill: Stream, drain: S
                     stream,
                     state,
                 )
-    facts = [(s.tasks, s.splits, s.groups, s.head_size, s.window, s.alone) for s in (fill, drain)]
+    facts = [
+        (s.tasks, s.splits, s.groups, s.head_size, s.window, s.alone, s.least)
+        for s in (fill, drain)
+    ]
     if facts[0] == facts[1]:
         return
     for position, sm in _examples(problem):
@@ -270,8 +273,8 @@ def _check_states(problem: Problem, row: Row, ring: Ring, fill: Stream, drain: S
                 step=position + 1,
             )
     raise fault(
-        f"in {row} role {fill.role} fills ring {ring.name} by (tasks, splits, groups, head size, window, alone) = "
-        f"{facts[0]} and the consumers drain it by {facts[1]}",
+        f"in {row} role {fill.role} fills ring {ring.name} by (tasks, splits, groups, head size, window, alone, least) "
+        f"= {facts[0]} and the consumers drain it by {facts[1]}",
         "equal rows in equal slots",
         row,
         fill,
@@ -291,8 +294,7 @@ def _state_slots(
     first, count = (int(v[sm]) for v in shares(stream.tasks, row.rotation, problem.sms))
     low = max(0, position + 1 - stream.window) if stream.window else 0
     old = position - low
-    single = stream.alone and (old <= stream.alone or stream.splits == 1)
-    chunk = old if single else -(-old // stream.splits)
+    chunk = -(-old // used_splits(old, stream.splits, stream.alone, stream.least))
     per_slot = max(1, _rows_a_slot(ring, stream))
     slots = 0
     for task in range(first, first + count):

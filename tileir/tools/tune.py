@@ -101,13 +101,17 @@ def launch_space(package: Package, position: int) -> Space:
     split = sorted({(c["bytes"], c["most"], c["splits"]) for c in caches if c["splits"] > 1})
 
     def acts(launch: dict[str, int]) -> Hashable:
-        others = {n: v for n, v in launch.items() if n not in ("alone_bytes", "splits")}
+        others = {
+            n: v for n, v in launch.items() if n not in ("alone_bytes", "split_bytes", "splits")
+        }
         others["fed_window"] = min(others["fed_window"], others["tape_window"])
         found = []
         for size, most, splits in split:
             old = [min(at, most) for at in range(position, position + STEPS)]
             alone = sum(rows * size <= launch["alone_bytes"] for rows in old)
-            found.append((alone, min(launch["splits"], splits) if alone < STEPS else 1))
+            most = min(launch["splits"], splits)
+            used = tuple(min(most, -(-rows * size // launch["split_bytes"])) for rows in old)
+            found.append((alone, used if alone < STEPS else ()))
         return *others.items(), *found
 
     return Space(m["launch_limits"], m["launch_constants"], acts)
