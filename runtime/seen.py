@@ -18,6 +18,7 @@ def channels_seen(
 
     memory: the exchange as it was, uint64. "others" are packets that bear another epoch than the row's, by the epoch
     that they bear: "count", "runs" of their numbers (first, last), and who writes them: "row", "tasks", "sms" as runs.
+    "idle": whether attention writes some that it leaves out in steps whose old rows are too few for all splits.
     """
     found = []
     for row, epoch in sorted({(w["row"], w["epoch"]) for w in waits if w["wait"] == "a packet"}):
@@ -26,7 +27,15 @@ def channels_seen(
                 seen = epochs_of(packets_of(manifest["channels"][name], epoch, memory))
                 by = writers(manifest, name, manifest["sms"])
                 others = [_other(seen, int(e), by) for e in np.unique(seen) if e != epoch]
-                facts = {"row": row, "epoch": epoch, "channel": name, "packets": len(seen)}
+                caches = [manifest["row_reads"][0][w.row].get("cache", {}) for w in by]
+                idle = any(cache.get("splits", 1) > 1 for cache in caches)
+                facts = {
+                    "row": row,
+                    "epoch": epoch,
+                    "channel": name,
+                    "packets": len(seen),
+                    "idle": idle,
+                }
                 found.append(facts | {"others": others})
     return found
 
@@ -74,7 +83,8 @@ def _sentence(rows: Sequence[Mapping[str, Any]], seen: Mapping[str, Any]) -> str
             for w in other["writers"]
         ]
         parts.append(text + (f", which {' or '.join(by)}" if by else ""))
-    return f"Channel {name}: {'; '.join(parts)}."
+    idle = " Splits that have no rows write none." if seen.get("idle") else ""
+    return f"Channel {name}: {'; '.join(parts)}.{idle}"
 
 
 def _shown(runs: Runs) -> str:

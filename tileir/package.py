@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from tileir.errors import DeviceError, PackageError
 from tileir.runtime.recipe_check import read_recipes
 
-SCHEMA = 7
+SCHEMA = 8
 MANIFEST = "manifest.json"
 ENGINE, PACKING, PTX = "engine.mlir", "packing.json", "device_0.ptx"
 _KNOWN = (ENGINE, PACKING, PTX)

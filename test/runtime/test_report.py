@@ -38,6 +38,7 @@ MANIFEST: dict[str, Any] = {
     "row_awaits": [[], NAMES[:1], NAMES[1:2], NAMES[2:3]],
     "row_writes": [[name] for name in NAMES],
     "row_tasks": [tasks(name) for name in NAMES],
+    "row_reads": [[{"weights": 0}, {"weights": 64}, {"cache": {"splits": 4}}, {"weights": 64}]],
     "channels": {
         name: {"offset": 2 * 64 * i, "depth": 2, "payload": "bf16x2", "values": 2 * PACKETS}
         for i, name in enumerate(NAMES)
@@ -152,6 +153,13 @@ def test_what_packets_bear_and_who_writes_them() -> None:
     seen |= {("qkv_0", 9, p): 9 for p in range(PACKETS)}
     text = describe(report(*consumers(0, PACKET, 2, 9), seen=seen))
     assert "Channel qkv_0: all 8 packets bear epoch 9." in text
+
+
+def test_parts_of_splits_that_have_no_rows_are_none() -> None:
+    seen = {("attention_0", 9, p): 9 if p < 2 else 5 for p in range(PACKETS)}
+    text = describe(report(*consumers(0, PACKET, 3, 9), seen=seen))
+    assert "which row 2 (attend_0) writes in tasks 1 … 3" in text
+    assert text.splitlines()[0].count("Splits that have no rows write none.") == 1
 
 
 def test_phases_and_ends() -> None:

@@ -94,7 +94,8 @@ class Attend:
                 self._receive(group, split)
             received = k.clock()
             k.consumers_meet()
-            met = k.meeting_clock(None)
+            # Noted at once: rows leave no registers for clocks.
+            k.note(received=received, met=k.meeting_clock(None))
             *state, slot, parity = self._rows(split, slot, parity)
             with k.thread_here(), k.words_again():
                 self._merge(state)
@@ -103,7 +104,7 @@ class Attend:
                 # Taken apart once more: while rows are at work, there are registers for the task alone.
                 again = b.here(task)
                 self._publish(again // self.splits, again % self.splits)
-                k.note(received=received, met=met, multiplied=multiplied)
+                k.note(multiplied=multiplied)
             k.consumers_meet()
             return [slot, parity]
 
@@ -189,7 +190,7 @@ class Attend:
         """The first row of the warp's unit number i of a slot."""
         return ((self._warp & (self.units - 1)) + i * self.units) * self.unit_rows
 
-    def _unit(self, state: list[Value], rows: "_Rows", i: int) -> list[Value]:
+    def _unit(self, state: list[Value], rows: _Rows, i: int) -> list[Value]:
         """The state after the warp's unit number i of a slot."""
         blocks = [n * BLOCK_ROWS for n in range(self.unit_rows // BLOCK_ROWS)]
         scores = [self._scores(rows, self._first(i) + block) for block in blocks]
@@ -208,7 +209,7 @@ class Attend:
                 made = self._add(made, x, rows, self._first(i) + block)
         return [*tops, *made]
 
-    def _add(self, sums: list[Value], x: list[Value], rows: "_Rows", first: Value) -> list[Value]:
+    def _add(self, sums: list[Value], x: list[Value], rows: _Rows, first: Value) -> list[Value]:
         """A lane's weights and sums with those of 16 rows added, whose weights are `x`."""
         g, c = self.k.lane >> 2, self.k.lane & 3
         chunk = b.umin(self._value_chunk(g), self.chunks - 1)
@@ -228,14 +229,14 @@ class Attend:
             made += b.mma(sums[2 + 4 * e : 6 + 4 * e], a, x)
         return made
 
-    def _scores(self, rows: "_Rows", first: Value) -> list[Value]:
+    def _scores(self, rows: _Rows, first: Value) -> list[Value]:
         """Of rows first + g and first + g + 8, each for queries 2c and 2c+1; of rows that are not there the lowest."""
         with self.k.thread_here():
             scores = [self._score(s) for s in self._products(rows, first)]
         inside = [b.ult(first + (self.k.lane >> 2) + at, rows.left) for at in (0, 8)]
         return [b.select(inside[i // 2], s, LOWEST) for i, s in enumerate(scores)]
 
-    def _products(self, rows: "_Rows", first: Value) -> list[Value]:
+    def _products(self, rows: _Rows, first: Value) -> list[Value]:
         """q·k of rows first + g and first + g + 8, each for queries 2c and 2c+1."""
         k, g, c = self.k, self.k.lane >> 2, self.k.lane & 3
         places = [rows.keys + self._row(rows, first + g + at) for at in (0, 8)]
@@ -257,11 +258,11 @@ class Attend:
                 sums[i] = b.mma(sums[i], a, x[2 * i : 2 * i + 2])
         return [u + v for u, v in zip(*sums, strict=True)]
 
-    def _row(self, rows: "_Rows", row: Value) -> Value:
+    def _row(self, rows: _Rows, row: Value) -> Value:
         """Where a row begins, in bytes. One beyond the last is the last one again: what lies there may be NaN."""
         return b.umin(row, rows.left - 1) * self.row_bytes
 
-    def _turn(self, rows: "_Rows", row: Value) -> Value:
+    def _turn(self, rows: _Rows, row: Value) -> Value:
         """What the numbers of a row's chunks are turned by, of a row or of one that is a multiple of 16 away."""
         return (rows.position + row) & self.mask if self.mask else b.const(0)
 

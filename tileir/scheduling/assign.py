@@ -6,7 +6,7 @@ import numpy as np
 
 MAX_TILES_PER_SM = 16
 MAX_SPLITS = 64
-ATTEND_WARPS = 8
+ATTEND_WARPS = 8  # consumer warps that share a split's rows
 
 
 def shares(tasks: int, rotation: int, sms: int) -> tuple[np.ndarray, np.ndarray]:
