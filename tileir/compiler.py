@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from tileir.codegen.kernel import CONSTANTS, MAILBOX_TOKENS, MARKS, STOPPED, WAIT_CODES, Control
 from tileir.codegen.plan import Plan, read_plan
-from tileir.codegen.ptx import DECODE, PACK, assemble, kernel_module, to_ptx
+from tileir.codegen.ptx import DECODE, PACK, Assembled, assemble, kernel_module, to_ptx
 from tileir.codegen.reads import row_reads
 from tileir.codegen.recipe import packing_recipe
 from tileir.dialect.attributes import get, walk
@@ -141,11 +141,8 @@ def package_of(module: Any, target: Target, progress: Progress | None = None) ->
     manifest = _manifest(plans, recipes)
     ptx = None
     if target.emits_ptx:
-        ptx = to_ptx(kernel_module(plans[0]))
-        clock("generate code")
-        _, facts = assemble(ptx, target)
-        decode = facts[DECODE]
-        if decode.spill_bytes and not plans[0].trace_bytes:
+        plan, ptx, decode = _fitting(plans[0])
+        if decode.spill_bytes and not plan.trace_bytes:
             raise TileirError(
                 f"the kernel spills {decode.spill_bytes} bytes of registers",
                 hint="the reference device runs the model",
@@ -156,8 +153,23 @@ def package_of(module: Any, target: Target, progress: Progress | None = None) ->
             "spill_bytes": decode.spill_bytes,
             "barriers": decode.barriers,
         }
-        clock("assemble")
+        clock("generate code and assemble")
     return make_package(manifest, str(module), recipes, ptx)
+
+
+def _fitting(plan: Plan) -> tuple[Plan, str, Assembled]:
+    """A device's plan, its PTX and what the kernel takes: attention takes fewer rows at once where registers run out.
+
+    A kernel that traces takes as many as the one that does not.
+    """
+    if plan.trace_bytes:
+        plain, *_ = _fitting(replace(plan, trace_bytes=0))
+        plan = replace(plan, blocks=plain.blocks)
+    ptx = to_ptx(kernel_module(plan))
+    _, facts = assemble(ptx, plan.target)
+    if facts[DECODE].spill_bytes and plan.blocks > 1 and not plan.trace_bytes:
+        return _fitting(replace(plan, blocks=1))
+    return plan, ptx, facts[DECODE]
 
 
 def stop_at(program: "ExportedProgram", stop: str, after: set[str], **options: Any) -> str:
@@ -186,8 +198,8 @@ def stop_at(program: "ExportedProgram", stop: str, after: set[str], **options: A
         result = str(module)
         if stop in ("nvvm", "ptx"):
             (device,) = walk(module, "engine.device")
-            kernel = kernel_module(read_plan(device, find_target(asked.target)))
-            result = to_ptx(kernel) if stop == "ptx" else str(kernel)
+            plan, ptx, _ = _fitting(read_plan(device, find_target(asked.target)))
+            result = ptx if stop == "ptx" else str(kernel_module(plan))
     return "\n".join([*texts, result])
 
 

@@ -68,6 +68,27 @@ def test_the_second_window_is_there_where_it_is_narrower() -> None:
     assert h200.manifest["launch_limits"]["fed_window"] == [1, 12]
 
 
+def test_attention_takes_fewer_rows_at_once_where_registers_run_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A block of 16 rows turns two weights of rows; a target of half the warps has no room for two blocks."""
+    program = export_decode(tiny_llama(head_dim=64), 64)
+    assert tileir.compile(program, target="h100").ptx.count("movmatrix") == 4
+    few = replace(TARGETS["h100"], consumer_warps=8, slot_bytes=8192)
+    monkeypatch.setitem(TARGETS, "h100", few)
+    package = tileir.compile(program, target="h100")
+    assert package.ptx.count("movmatrix") == 2
+    assert package.manifest["assembled"]["spill_bytes"] == 0
+
+
+def test_slots_of_too_few_rows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = replace(TARGETS["h100"], consumer_warps=8, slot_bytes=8192)
+    monkeypatch.setitem(TARGETS, "h100", few)
+    program = export_decode(tiny_llama(head_dim=256), 64)
+    with pytest.raises(TileirError, match="slots of 8192 bytes hold 8 rows of heads of 256"):
+        tileir.compile(program, target="h100")
+
+
 def test_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a second copy is measured as cheaper, what all SMs read has room for one; launches may use it."""
     cheap = replace(TARGETS["h100"], copied_us=0.1)

@@ -16,7 +16,7 @@ from tileir.codegen.epilogue import LOG2E, soft_cap
 from tileir.codegen.exchange import publish_float, publish_pair
 from tileir.codegen.kernel import Kernel
 from tileir.codegen.loaders import alone, split_rows, used_splits
-from tileir.codegen.plan import Body, swizzle_mask
+from tileir.codegen.plan import BLOCK_ROWS, Body, swizzle_mask
 from tileir.codegen.rows import WarpRow, piece_row
 from tileir.dialect.attributes import get, name_of
 from tileir.dialect.tile import PIECES
@@ -24,7 +24,6 @@ from tileir.scheduling.assign import ATTEND_WARPS, rows_a_slot
 
 Value = Any
 LOWEST = -1e30
-BLOCK_ROWS = 16
 OWN = -(2**31)  # set in a number of rows: the step's own row is there beside them
 ONES = 0x3F803F80  # two of bf16
 
@@ -60,13 +59,16 @@ class Attend:
         # Each share of a value's chunks has warps of its own, which make the same scores: all sums of a row would not
         # fit a warp's registers.
         self.shares = -(-self.chunks // 8)
-        # Where one share is enough, a warp takes twice the rows at a time: the fewer states are to be joined.
-        self.unit_rows = BLOCK_ROWS * (2 if self.shares == 1 else 1)
         self.ring = k.plan.rings[get(self.op, "ring")]
         self.per_slot = rows_a_slot(self.ring.slot_bytes, 2, self.size)
+        # Where one share is enough, a warp takes more rows at a time: the fewer states are to be joined.
+        blocks = min(k.plan.blocks, self.per_slot // BLOCK_ROWS) if self.shares == 1 else 1
+        self.unit_rows = BLOCK_ROWS * blocks
         # Warps that share a slot's units, and slots that are at work at once; half of the ring may be on its way.
         warps = min(ATTEND_WARPS, k.plan.warps // self.shares)
-        self.units = _power(min(self.per_slot // self.unit_rows, warps))
+        units = -(-self.per_slot // self.unit_rows)
+        self.units = _power(min(units, warps))
+        self.each = -(-units // self.units)
         self.turns = _power(min(warps // self.units, max(1, self.ring.slots // 2)))
         self.warps = self.units * self.turns
         self.x = b.at(k.smem, None, k.plan.x_offset)
@@ -164,9 +166,12 @@ class Attend:
             b.if_(present, lambda: k.wait_full(ring, mine, mine_parity))
             base = b.select(is_own, own_row, mine * ring.slot_bytes + ring.smem_offset)
             values = base + b.select(is_own, b.const(self.row_bytes), ring.slot_bytes // 2)
-            left = b.select(is_own, b.const(1), rows - turn * self.per_slot)
+            left = rows - turn * self.per_slot
+            if self.each * self.units * self.unit_rows > self.per_slot:
+                left = b.umin(left, self.per_slot)
+            left = b.select(is_own, b.const(1), left)
             busy = present | b.both(is_own, self._takes_part)
-            for i in range(self.per_slot // self.unit_rows // self.units):
+            for i in range(self.each):
                 state = b.if_(
                     b.both(busy, b.ult(self._first(i), left)),
                     partial_(self._unit, state, _Rows(base, values, left, begin), i),

@@ -12,12 +12,14 @@ from tileir.dialect.attributes import element_of, get, name_of, static_shape, wa
 from tileir.dialect.engine import declarations
 from tileir.dialect.tile import PIECES
 from tileir.errors import TileirError
+from tileir.scheduling.assign import rows_a_slot
 from tileir.target import Target
 
 UNIT = 256
 HEADER_WORDS = 2
 MAX_HEAD_SIZE = 256
 MAX_QUERIES = 8  # columns of an mma
+BLOCK_ROWS = 16  # of old rows, and rows of an mma
 MAPS = (
     *("tile.lookup", "tile.combine", "tile.load", "tile.plus", "tile.rms_norm", "tile.layer_norm"),
     *("tile.rotate", "tile.store", "tile.yield"),
@@ -93,7 +95,10 @@ class Copies:
 
 @dataclass(frozen=True)
 class Plan:
-    """An engine.device, in Python: sizes in bytes."""
+    """An engine.device, in Python: sizes in bytes.
+
+    blocks: of 16 rows, that a warp of attention takes at once at most.
+    """
 
     device: Any
     target: Target
@@ -114,6 +119,7 @@ class Plan:
     scratch_offset: int
     smem_bytes: int
     trace_bytes: int
+    blocks: int = 2
 
     @property
     def row_words(self) -> int:
@@ -229,6 +235,14 @@ def _unsupported(plan: Plan) -> Iterator[tuple[str, str]]:
                 )
     for body in plan.bodies:
         yield from _unsupported_body(body)
+    for attend in (op for body in plan.bodies for op in walk(body.op, "engine.attend")):
+        ring, size = plan.rings[get(attend, "ring")], get(attend, "head_size")
+        rows = rows_a_slot(ring.slot_bytes, 2, size)
+        if rows < BLOCK_ROWS or rows & swizzle_mask(size):
+            yield (
+                f"slots of {ring.slot_bytes} bytes hold {rows} rows of heads of {size}",
+                f"generated kernels take {BLOCK_ROWS} at a time, of a multiple of 8",
+            )
 
 
 def _unsupported_body(body: Body) -> Iterator[tuple[str, str]]:
