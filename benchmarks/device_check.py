@@ -6,6 +6,8 @@ FOLDER holds the `tiny-….tileir` and `tiny-….npz` of benchmarks/make_package
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from tileir.errors import DeviceHang
 from tileir.package import load_package
 from tileir.runtime.session import CudaSession
 
+# Launch parameters by which every split takes part at any position, and none is alone.
+ALL_SPLITS = {"alone_bytes": 0, "split_bytes": 1}
 CORRECT = "correct"  # the case that benchmarks.hangs and host_faults go back to
 
 
@@ -39,6 +43,17 @@ class Case:
     def error(self, logits: np.ndarray) -> float:
         """The largest, a fraction of the largest logit."""
         return float(np.abs(logits - self.logits).max() / np.abs(self.logits).max())
+
+
+@contextmanager
+def all_splits(session: Any) -> Iterator[None]:
+    """Launches of a CudaSession, or of what does as it does, in which every split takes part."""
+    usual = dict(session.launch)
+    session.launch |= ALL_SPLITS
+    try:
+        yield
+    finally:
+        session.launch |= usual
 
 
 def load_case(folder: Path, name: str) -> Case:
@@ -66,9 +81,8 @@ def check(folder: Path, name: str, *, hang: bool) -> dict[str, Any]:
     first = next(iterator)
     iterator.close()
     # Where one split takes all old rows, and where all splits do.
-    session.launch |= {"alone_bytes": 0, "split_bytes": 1}
-    parted = session.logits(ids)
-    session.launch |= session.manifest["launch"]
+    with all_splits(session):
+        parted = session.logits(ids)
     report = {
         "error_of_splits": case.error(parted),
         "error": case.error(found),

@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.device_check import all_splits
 from test.gpu.gate import Distance, distance, verdict
 from test.random_weights import random_weights
 from tileir.package import load_package
@@ -95,10 +96,8 @@ def judge(session: Any, case: Case) -> dict[str, Any]:
     failures = [*_beyond(found, case, session.device)]
     if not np.array_equal(found, _logits(session, case.prompts)):
         failures.append("a second run gives other bits")
-    usual = dict(session.launch)
-    session.launch |= {"alone_bytes": 0, "split_bytes": 1}
-    parted = _logits(session, case.prompts)
-    session.launch |= usual
+    with all_splits(session):
+        parted = _logits(session, case.prompts)
     failures += [f"all splits: {f}" for f in _beyond(parted, case, session.device)]
     failures += _bad_tokens(session, case.prompts[0])
     ours, peer = distance(found, case.exact), distance(case.peer, case.exact)

@@ -11,7 +11,7 @@ of 64 steps that begin there.
 import argparse
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from statistics import median
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from tileir.package import load_package
+from tileir.runtime.driver import Device
 from tileir.runtime.session import CudaSession
 from tileir.tools.drawn import DrawnWeights
 
@@ -55,12 +56,27 @@ def measure(
 
 def _times(sessions: list[CudaSession], position: int, turns: int) -> list[float]:
     times: list[list[float]] = [[] for _ in sessions]
-    for turn in range(turns):
-        # Who goes first changes from turn to turn.
-        order = range(len(sessions)) if turn % 2 else reversed(range(len(sessions)))
-        for i in order:
-            times[i].append(sessions[i].time_steps(STEPS, position))
+    for i in in_turns(len(sessions), turns):
+        times[i].append(sessions[i].time_steps(STEPS, position))
     return [median(t) for t in times]
+
+
+def in_turns(sides: int, turns: int) -> Iterator[int]:
+    """The numbers of all sides, in each turn; who goes first changes from turn to turn."""
+    for turn in range(turns):
+        yield from reversed(range(sides)) if turn % 2 else range(sides)
+
+
+def write_measured(path: Path, measured: Iterable[dict[str, Any]], **facts: Any) -> None:
+    """Print records as they are measured on the first GPU, then write them all, with its name, the date and `facts`."""
+    with closing(Device(0)) as device:
+        gpu = device.name
+    common = {"gpu": gpu, "date": datetime.date.today().isoformat()} | facts
+    records = []
+    for record in measured:
+        records.append(common | record)
+        print(json.dumps(record), flush=True)
+    path.write_text(json.dumps(records, indent=1) + "\n")
 
 
 def main() -> int:
@@ -72,21 +88,13 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    from tileir.runtime.driver import Device
-
-    with closing(Device(0)) as device:
-        gpu = device.name
     names = [
         folder.name + "".join(f":{n}={v}" for n, v in launch.items())
         for folder, launch in args.sides
     ]
-    facts = {"gpu": gpu, "date": datetime.date.today().isoformat(), "sides": names}
-    records = []
-    for name in args.models:
-        for record in measure(args.sides, name, args.positions, args.turns):
-            records.append(facts | record)
-            print(json.dumps(record), flush=True)
-    args.out.write_text(json.dumps(records, indent=1) + "\n")
+    rest = args.positions, args.turns
+    measured = (record for name in args.models for record in measure(args.sides, name, *rest))
+    write_measured(args.out, measured, sides=names)
     return 0
 
 

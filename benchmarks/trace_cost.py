@@ -8,8 +8,6 @@ of launches of 64 steps, of which one notes its clocks, and of the traced step i
 """
 
 import argparse
-import datetime
-import json
 from contextlib import ExitStack, closing
 from pathlib import Path
 from statistics import median
@@ -17,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.side_by_side import in_turns, write_measured
 from tileir.package import load_package
 from tileir.runtime.session import CudaSession
 from tileir.tools.drawn import DrawnWeights
@@ -57,11 +56,9 @@ def _times(sessions: list[CudaSession], position: int) -> dict[str, float]:
     """ms and cost, a fraction, of launches and of the traced step; sessions: plain, traced."""
     launches: list[list[float]] = [[], []]
     steps: list[list[float]] = [[], []]
-    for turn in range(TURNS):
-        # Who goes first changes from turn to turn.
-        for i in (turn % 2, 1 - turn % 2):
-            launches[i].append(sessions[i].time_steps(64, position))
-            steps[i].append(float(sessions[i].step_times(8, position)[-1]))
+    for i in in_turns(2, TURNS):
+        launches[i].append(sessions[i].time_steps(64, position))
+        steps[i].append(float(sessions[i].step_times(8, position)[-1]))
     plain, traced = map(median, launches)
     return {
         "ms": plain,
@@ -85,17 +82,8 @@ def main() -> int:
         return 0
     if not args.folder or not args.out:
         parser.error("FOLDER and --out FILE.json, or --make FOLDER")
-    from tileir.runtime.driver import Device
-
-    with closing(Device(0)) as device:
-        gpu = device.name
-    facts = {"gpu": gpu, "date": datetime.date.today().isoformat(), "commit": args.commit}
-    records = []
-    for name in MODELS:
-        for record in measure(args.folder, name):
-            records.append(facts | record)
-            print(json.dumps(record), flush=True)
-    args.out.write_text(json.dumps(records, indent=1) + "\n")
+    measured = (record for name in MODELS for record in measure(args.folder, name))
+    write_measured(args.out, measured, commit=args.commit)
     return 0
 
 

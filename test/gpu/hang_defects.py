@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.device_check import ALL_SPLITS
 from test.gpu.mutants import patched
 from test.unit.test_verify_schedule import row, sub
 from tileir.codegen import attend, builder, combine, consumer, contract, epilogue, exchange, loaders
@@ -150,7 +151,7 @@ DEFECTS: dict[str, Defect] = {
     "a combine left out": Defect(
         ("of channel attention_0", "64 of 64 packets bear epoch 1 instead of 2"),
         edit=sub(r'.*engine.row.*body = "combine_0".*\n', "", 1),
-        launch={"alone_bytes": 0, "split_bytes": 1},
+        launch=ALL_SPLITS,
     ),
     "a channel of a later row": Defect(
         ("of channel attention_1", "later in the step: the row waits for itself"),

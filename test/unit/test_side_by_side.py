@@ -1,35 +1,22 @@
 """benchmarks.side_by_side on made-up sessions."""
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 import tileir
 from benchmarks import side_by_side
 from test.models import tiny_llama
+from test.sessions import MadeUpSession
 from tileir.frontends.torch_export import export_decode
 
 
-class Session:
+class Session(MadeUpSession):
     """Takes as many ms a step as its window has copies."""
-
-    noise = 0.0
-
-    def __init__(self, package: Any, weights: Any) -> None:
-        self.launch = dict(package.manifest["launch"])
-        assert len(weights) > 5
-
-    def logits(self, ids: list[int]) -> np.ndarray:
-        return np.ones((len(ids), 8), np.float32) + self.noise * self.launch["tape_window"]
 
     def time_steps(self, steps: int, _position: int) -> float:
         assert steps == side_by_side.STEPS
-        return float(self.launch["tape_window"])
-
-    def close(self) -> None:
-        pass
+        return float(self.manifest["launch"]["tape_window"])
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +37,12 @@ def test_sides_are_timed_with_their_launches(folder: Path, monkeypatch: pytest.M
 
 
 def test_other_logits_are_not_timed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(side_by_side, "CudaSession", Session)
-    monkeypatch.setattr(Session, "noise", 0.05)
+    class Noisy(Session):
+        @property
+        def noise(self) -> float:  # type: ignore[override]
+            return 0.05 * self.manifest["launch"]["tape_window"]
+
+    monkeypatch.setattr(side_by_side, "CudaSession", Noisy)
     sides = [side_by_side.parse_side(f"{folder}{change}") for change in ("", ":tape_window=5")]
     with pytest.raises(AssertionError, match="logits differ"):
         side_by_side.measure(sides, "tiny", [8], 3)

@@ -1,7 +1,6 @@
 """benchmarks.trace_cost on made-up sessions."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,29 +8,22 @@ import pytest
 import tileir
 from benchmarks import trace_cost
 from test.models import tiny_llama
+from test.sessions import MadeUpSession
 from tileir.frontends.torch_export import export_decode
 
 
-class Session:
+class Session(MadeUpSession):
     """Takes 1 ms a step, and 2 % more if it traces; a traced step 5 %."""
 
-    def __init__(self, package: Any, weights: Any) -> None:
-        self.traces = package.manifest["memory"]["trace"] > 0
-        assert len(weights) > 5
-
-    def logits(self, ids: list[int]) -> np.ndarray:
-        return np.zeros((len(ids), 8), np.float32) + self.noise
-
-    noise = 0.0
+    @property
+    def traces(self) -> bool:
+        return bool(self.manifest["memory"]["trace"])
 
     def time_steps(self, _steps: int, _position: int) -> float:
         return 1.02 if self.traces else 1.0
 
     def step_times(self, steps: int, _position: int) -> np.ndarray:
         return np.array([1.0] * (steps - 2) + [1.05 if self.traces else 1.0])
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")

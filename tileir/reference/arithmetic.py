@@ -133,9 +133,13 @@ def best_of(values: Array, indices: Array) -> tuple[int, int]:
 
 
 class Sink(Protocol):
-    """Where regions read and write. Indices have the values' trailing shape; T rows are those of `positions`."""
+    """Where regions read and write. Indices have the values' trailing shape; T rows are those of `positions`.
+
+    splits: how many take part in a combine, for each of the T rows; None for all.
+    """
 
     positions: Array
+    splits: int | None
 
     def constant(self, value: Any) -> Array:
         """The array of a buffer."""
@@ -145,9 +149,6 @@ class Sink(Protocol):
 
     def weights(self, routing: Any) -> Array:
         """The routing weight of each of the T rows of an experts contract, [T]."""
-
-    def splits(self, combine: Any) -> int:
-        """How many splits take part in a combine, for each of the T rows."""
 
     def tokens(self, of: str) -> Array:
         """The tokens "step" or "choice", [T]."""
@@ -359,7 +360,7 @@ def _sum(op: Any, _v: list[Array], _o: list[Any], rows: Array, _size: int, s: Si
 
 
 def _combine(op: Any, _v: list[Array], _o: list[Any], rows: Array, _size: int, s: Sink) -> Array:
-    ((value, index),) = channels_of(op, rows, s.splits(op))
+    ((value, index),) = channels_of(op, rows, s.splits)
     return combine(s.read(value, index))
 
 

@@ -396,27 +396,26 @@ class Consumers:
         rows = self.mine(row, get(op, "rows")) + row.tile_base
         if not len(rows):
             return
-        for live in self._alike(block):
-            sink = _Sink(self, row, out, live)
+        for splits, live in self._alike(block):
+            sink = _Sink(self, row, out, live, splits)
             for inner in block:
-                splits = sink.splits(inner) if name_of(inner) == "tile.combine" else None
                 for value, index in channels_of(inner, rows, splits):
                     yield from self.await_(row.operand(value), index, live)
             size = out.values // self._map_rows(row)
             made = run_map(block, rows, size, sink)
             self.publish(out, live, rows[:, None] * size + np.arange(size), made)
 
-    def _alike(self, block: Any) -> list[Array]:
+    def _alike(self, block: Any) -> list[tuple[int | None, Array]]:
         """The step's tokens; of a combine, by how many splits take part, those that no split has finished alone."""
-        combines = [inner for inner in block if name_of(inner) == "tile.combine"]
-        if not combines:
-            return [self.live]
+        combine_ = next((inner for inner in block if name_of(inner) == "tile.combine"), None)
+        if combine_ is None:
+            return [(None, self.live)]
         by_splits: dict[int, list[int]] = {}
         for t in self.live:
             base = self.record.bases[self.record.sequences[t]]
-            if not is_alone(base, combines[0]):
-                by_splits.setdefault(splits_at(base, combines[0]), []).append(int(t))
-        return [np.array(tokens) for tokens in by_splits.values()]
+            if not is_alone(base, combine_):
+                by_splits.setdefault(splits_at(base, combine_), []).append(int(t))
+        return [(splits, np.array(tokens)) for splits, tokens in by_splits.items()]
 
     def _map_rows(self, row: RowPlan) -> int:
         """Rows of the whole stage, on all GPUs."""
@@ -493,9 +492,14 @@ class _Sink:
     """One row's region at work on one SM."""
 
     def __init__(
-        self, consumers: Consumers, row: RowPlan, channel: Channel, tokens: Array | None = None
+        self,
+        consumers: Consumers,
+        row: RowPlan,
+        channel: Channel,
+        tokens: Array | None = None,
+        splits: int | None = None,
     ) -> None:
-        self._at, self._row, self._channel = consumers, row, channel
+        self._at, self._row, self._channel, self.splits = consumers, row, channel, splits
         self._tokens = consumers.live if tokens is None else tokens
         self.positions = consumers.positions[self._tokens]
         self._offered: list[tuple[list[Array], list[Array]]] = [([], []) for _ in self._tokens]
@@ -508,11 +512,6 @@ class _Sink:
 
     def weights(self, routing: Any) -> Array:
         raise AssertionError(f"{routing} outside experts")
-
-    def splits(self, combine: Any) -> int:
-        record = self._at.record
-        (found,) = {splits_at(record.bases[record.sequences[t]], combine) for t in self._tokens}
-        return found
 
     def tokens(self, of: str) -> Array:
         chosen = self._at.choice if of == "choice" else np.array(self._at.record.tokens)

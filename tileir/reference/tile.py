@@ -315,6 +315,7 @@ class _Sink:
         values = int(np.prod(static_shape(result)[1:]))
         self.channel = np.zeros((len(self.positions), values), np.float32)
         self.offered: list[tuple[list[Array], list[Array]]] | None = None
+        self.splits: int | None = None
         self.append = executor.append
         self.constant = executor.value
 
@@ -323,9 +324,6 @@ class _Sink:
 
     def weights(self, routing: Any) -> Array:
         raise AssertionError(f"{routing} outside experts")
-
-    def splits(self, combine: Any) -> int:
-        return static_shape(combine.operands[0])[2]
 
     def tokens(self, of: str) -> Array:
         chosen = self._executor.choice if of == "choice" else self._executor.step_tokens

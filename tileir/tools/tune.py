@@ -10,6 +10,7 @@ import numpy as np
 
 from tileir.errors import DeviceError, PackageError, TileirError
 from tileir.package import Package
+from tileir.scheduling.assign import used_splits
 from tileir.target import Target, target_text
 from tileir.tools.drawn import named_or_drawn
 from tileir.tools.search import STEPS, Found, Space, Timed, search
@@ -109,8 +110,8 @@ def launch_space(package: Package, position: int) -> Space:
         for size, most, splits in split:
             old = [min(at, most) for at in range(position, position + STEPS)]
             alone = sum(rows * size <= launch["alone_bytes"] for rows in old)
-            most = min(launch["splits"], splits)
-            used = tuple(min(most, -(-rows * size // launch["split_bytes"])) for rows in old)
+            limits = min(launch["splits"], splits), 0, launch["split_bytes"]
+            used = tuple(used_splits(rows * size, *limits) for rows in old)
             found.append((alone, used if alone < STEPS else ()))
         return *others.items(), *found
 
