@@ -151,7 +151,6 @@ def _shared(device: Any, target: Target) -> None:
             slots=depth[name],
             slot_bytes=target.slot_bytes,
             window=window[name],
-            fed_window=target.fed_window,
             smem_offset=at,
             barrier_offset=barrier_at,
         )

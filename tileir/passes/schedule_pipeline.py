@@ -5,9 +5,10 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 from tileir.dialect.attributes import get, name_of, put, walk
-from tileir.dialect.tile import source_of
+from tileir.dialect.tile import TILE_ROWS, padded, source_of
 from tileir.passes.base import Pass
 from tileir.scheduling.assign import next_rotation
+from tileir.scheduling.cost import ELEMENT_BYTES, choose_fed_window
 from tileir.scheduling.pipeline import phases, rotations
 from tileir.target import find_target
 
@@ -25,7 +26,8 @@ class SchedulePipelinePass(Pass):
     over a step and the ring absorbs the rest. Maps of one phase start on SMs of their own. The module has
     `tileir.rings`; how many slots fit is allocate-memory's to say. Old rows of states pass the tape's ring, between
     the weights of the stages around them, unless a loader waits for experts or positions that the step chooses: then
-    data that the step decides has a ring and a loader of its own.
+    data that the step decides has a ring and a loader of its own. Where a step waits for exchanges rather than for
+    weights, fewer copies are on their way while the ring is fed (`spare_window` of the target).
 
         module attributes {tileir.rings = {slot_bytes = 16384, window = 6, fed_window = 2}}
         "tile.contract"(…) {phase = 1, rotation = 72, …}
@@ -56,6 +58,8 @@ class SchedulePipelinePass(Pass):
         for op in (op for op in stages if name_of(op) == "tile.attend"):
             put(op, ring=ring)
         rings = {n: getattr(target, n) for n in ("slot_bytes", "window", "fed_window")}
+        if ring == "tape":
+            rings["fed_window"] = choose_fed_window(target, _tape_bytes(stages), levels[-1] + 1)
         put(module.operation, **{"tileir.rings": rings})
 
 
@@ -64,6 +68,17 @@ def _static_tiles(op: Any) -> int:
     if name_of(op) != "tile.contract" or source_of(op) != "tape":
         return 0
     return int(get(op, "tiles"))
+
+
+def _tape_bytes(stages: list[Any]) -> int:
+    """Weights on the tape, of the GPU that has most."""
+    sizes: dict[int, int] = {}
+    for op in stages:
+        if tiles := _static_tiles(op):
+            for device in get(op, "devices", [0]):
+                size = tiles * TILE_ROWS * padded(get(op, "k")) * ELEMENT_BYTES
+                sizes[device] = sizes.get(device, 0) + size
+    return max(sizes.values(), default=0)
 
 
 def _waits(op: Any) -> bool:
