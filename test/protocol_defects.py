@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tileir.reference import consumers
+from tileir.reference import contracts
 from tileir.reference.consumers import Consumers
 from tileir.reference.engine import Sm
 from tileir.reference.loaders import Loaders
@@ -213,7 +213,7 @@ def row_not_written(patch: Patch) -> None:
 
 def order_not_fixed(patch: Patch) -> None:
     """Blocks are added in the order in which they happen to arrive."""
-    sums, order = consumers._sums, random.Random(0)
+    sums, order = contracts._sums, random.Random(0)
 
     def unordered(slots: list[Any], held: list[Any], group: Any, tokens: int) -> Any:
         count = len(held[0]) if held else 1
@@ -224,7 +224,7 @@ def order_not_fixed(patch: Patch) -> None:
         tiles = blocks.reshape(-1, count, *blocks.shape[1:])[:, some]
         return sums([(tiles.reshape(blocks.shape),)], [held[0][some]], group, tokens)
 
-    patch.setattr(consumers, "_sums", unordered)
+    patch.setattr(contracts, "_sums", unordered)
 
 
 def phase_never_ends(patch: Patch) -> None:

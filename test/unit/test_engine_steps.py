@@ -19,8 +19,8 @@ from tileir.errors import DeviceHang, TileirError
 from tileir.frontends.torch_export import export_decode, export_draft_decode, import_program
 from tileir.mlir import ir, new_context
 from tileir.package import Package
-from tileir.reference import protocol, tasks
-from tileir.reference.consumers import Consumers
+from tileir.reference import consumers, protocol, tasks
+from tileir.reference.consumers import ARCHETYPES, Consumers
 from tileir.reference.engine import Sm
 from tileir.reference.graph import GraphExecutor
 from tileir.reference.memory import OwnRow, Rows
@@ -344,16 +344,14 @@ def test_a_row_that_was_never_written() -> None:
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_other_choices_on_one_sm(devices: int) -> None:
-    select = Consumers._select
-
-    def wrong(self: Consumers, row: Any) -> Any:
-        yield from select(self, row)
-        if self.sm.sm == 1 and self.record.number == 2 and self.device.place == devices - 1:
-            self.choice = None if self.choice is None else self.choice + 1
+    def wrong(at: Consumers, row: Any) -> Any:
+        yield from ARCHETYPES["select"](at, row)
+        if at.sm.sm == 1 and at.record.number == 2 and at.device.place == devices - 1:
+            at.choice = None if at.choice is None else at.choice + 1
 
     placed = {"devices": 2, "placement": "tensor-parallel"} if devices > 1 else {}
     fails(
-        (Consumers, "_select", wrong),
+        (consumers, "ARCHETYPES", {**ARCHETYPES, "select": wrong}),
         "step 2: SMs chose .* for the same rows",
         lambda: session(**placed).logits([1, 2, 3, 4, 5]),
     )

@@ -152,7 +152,7 @@ def test_low_precision_is_no_chance(case: fuzz.Case, monkeypatch: Any) -> None:
             out[0, :-2], out[0, -1] = rounded @ v, rounded.sum()
         return out
 
-    monkeypatch.setattr("tileir.reference.consumers.partial_softmax", part)
+    monkeypatch.setattr("tileir.reference.attention.partial_softmax", part)
     package = tileir.compile(export_own(decoder(FACTS)), target="virtual")
     session = package.load(case.weights, "reference-bf16")
     prompts = case.prompts[:4]
