@@ -1,0 +1,121 @@
+"""Contracts of linears: what they multiply, their prologue, and the channel that they fill."""
+
+from math import prod
+from typing import Any
+
+from tileir.dialect.attributes import build, get, name_of, static_shape, tensor
+from tileir.mlir import ir
+from tileir.passes.dataflow import producer, readers, row_size
+from tileir.passes.graph_fuse import in_prologue
+from tileir.passes.segments import Run, runs_of, weight_of
+from tileir.passes.tile_epilogues import emit_segment
+from tileir.passes.tile_step import Step, placement
+
+
+def emit_contract(step: Step, members: list[Any]) -> Any:
+    """Linears that read the same values, with what stands before and behind them."""
+    runs = runs_of(members, step.vocabulary)
+    linear = runs[0].linears[0]
+    source = linear.operands[0]
+    norm = producer(source)
+    if norm is not None and not (name_of(norm) == "graph.rms_norm" and in_prologue(norm)):
+        norm = None
+    facts = _x(step, linear, source if norm is None else norm.operands[0])
+    _declare_operands(step, runs, norm)
+    experts = name_of(linear) == "graph.expert_linear"
+    slots = facts["groups"] if experts else 1
+    result = _result(step, runs, slots)
+    weights = [weight_of(o) for run in runs for o in run.linears]
+    views = [_view_of(w) for w in weights]
+    if get(linear, "share") == "sum":
+        # Ranges of K are views.
+        views = [
+            v or [0, *static_shape(w), facts["k"], 1] for v, w in zip(views, weights, strict=True)
+        ]
+    if any(views):
+        facts["views"] = views
+    made = build(
+        "tile.contract", [facts.pop("channel")], [result], 2,
+        weights=[get(producer(w), "sym_name") for w in weights], k_parts=1, tile_base=0,
+        tiles=sum(run.tiles for run in runs), **facts, **placement(linear),
+    )  # fmt: skip
+    routing = step.place(linear.operands[1])[0] if experts else None
+    _prologue(step, made.regions[0], norm, routing)
+    with ir.InsertionPoint(made.regions[1].blocks.append()):
+        at, weight = 0, 0
+        for run in runs:
+            for piece in run.pieces:
+                emit_segment(step, run, piece, weight, at, routing)
+            step.where[run.value] = (made.results[0], at)
+            at, weight = at + run.outputs, weight + len(run.linears)
+        build("tile.yield")
+    return made.results[0]
+
+
+def _x(step: Step, linear: Any, value: Any) -> dict[str, Any]:
+    """What a linear multiplies: `channel`, `k`, `groups`, and `x` unless it is all of the channel."""
+    channel, offset = step.place(value)
+    k, groups, stride = static_shape(weight_of(linear))[-1], 1, 0
+    values = prod(static_shape(channel)[1:])
+    if name_of(linear) == "graph.grouped_linear":
+        groups, stride = static_shape(weight_of(linear))[0], k
+    elif name_of(linear) == "graph.expert_linear":
+        groups = row_size(linear.operands[1])
+        if row_size(value) != k:
+            stride = values // groups
+    facts = {"channel": channel, "k": k, "groups": groups}
+    return facts if (offset, stride, values) == (0, 0, k) else facts | {"x": [offset, stride]}
+
+
+def _declare_operands(step: Step, runs: list[Run], norm: Any) -> None:
+    """Declarations go before the contract that uses them."""
+    if norm is not None:
+        step.declared.buffer(norm.operands[1])
+    for run in runs:
+        for bias in run.biases:
+            step.declared.buffer(bias)
+        for reader in readers(run.value):
+            if name_of(reader) == "graph.router":
+                for bias in list(reader.operands)[1:]:
+                    step.declared.buffer(bias)
+        for op in run.chain:
+            if name_of(op) == "graph.rope":
+                step.declared.rope_table(op)
+            elif name_of(op) == "graph.append":
+                step.declared.state(op)
+
+
+def _result(step: Step, runs: list[Run], slots: int) -> Any:
+    """The channel that a contract of these runs fills; of experts with so many slots."""
+    size = sum(run.outputs for run in runs)
+    read_by = set().union(*(run.read_by for run in runs))
+    if "graph.sample" in read_by:
+        return tensor([step.tokens, 1, 2], "i32", "channel")
+    if "graph.router" in read_by:
+        (router,) = [r for r in readers(runs[0].value) if name_of(r) == "graph.router"]
+        return step.channel(size * (2 if get(router, "kind") == "sigmoid" else 1), element="f32")
+    if "graph.weighted_sum" in read_by:
+        return step.channel(slots, size, element="f32")
+    return step.channel(slots * size)
+
+
+def _view_of(weight: Any) -> list[int]:
+    """A graph.weight's view: [offset, sizes, strides], [] for the whole tensor."""
+    owner = producer(weight)
+    assert owner is not None
+    strides = get(owner, "strides")
+    return [get(owner, "offset", 0), *static_shape(weight), *strides] if strides else []
+
+
+def _prologue(step: Step, region: Any, norm: Any, routing: Any) -> None:
+    f32 = ir.F32Type.get()
+    block = region.blocks.append(f32)
+    with ir.InsertionPoint(block):
+        value = block.arguments[0]
+        if routing is not None:
+            build("tile.experts", [routing])
+        if norm is not None:
+            facts = {"eps": get(norm, "eps"), "unit_offset": get(norm, "unit_offset")}
+            weight = step.declared.buffer(norm.operands[1])
+            value = build("tile.rms_norm", [value, weight], [f32], **facts).results[0]
+        build("tile.yield", [value])
