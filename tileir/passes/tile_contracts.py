@@ -1,14 +1,15 @@
-"""Contracts of linears: what they multiply, their prologue, and the channel that they fill."""
+"""Contracts of linears and of a state's rows: what they multiply, their prologue, and the channel that they fill."""
 
 from math import prod
 from typing import Any
 
 from tileir.dialect.attributes import build, get, name_of, static_shape, tensor
+from tileir.dialect.tile import HALF_ROWS, TILE_ROWS
 from tileir.mlir import ir
 from tileir.passes.dataflow import producer, readers, row_size
-from tileir.passes.graph_fuse import in_prologue
-from tileir.passes.segments import Run, runs_of, weight_of
-from tileir.passes.tile_epilogues import emit_segment
+from tileir.passes.graph_fuse import appends_of, in_prologue
+from tileir.passes.segments import Piece, Run, runs_of, weight_of
+from tileir.passes.tile_epilogues import emit_segment, open_segment, same
 from tileir.passes.tile_step import Step, placement
 
 
@@ -83,6 +84,40 @@ def _declare_operands(step: Step, runs: list[Run], norm: Any) -> None:
                 step.declared.rope_table(op)
             elif name_of(op) == "graph.append":
                 step.declared.state(op)
+
+
+def emit_index_scores(step: Step, members: list[Any]) -> Any:
+    """Rows of the keys' state against every head of the queries."""
+    (op,) = members
+    q, weights, keys, _ = op.operands
+    (append,) = appends_of(keys)
+    heads, size = get(op, "heads"), get(op, "head_size")
+    (channel, offset), (own, at) = step.place(q), step.place(append.operands[1])
+    context = row_size(op.results[0])
+    tiles = -(-context // TILE_ROWS)
+    state = step.declared.state(append)
+    made = build(
+        "tile.contract", [channel], [step.channel(context, element="f32")], 2, weights=[],
+        k=size, x=[offset, size], groups=heads, k_parts=1, tile_base=0, tiles=tiles, splits=1,
+        **placement(op),
+    )  # fmt: skip
+    f32 = ir.F32Type.get()
+    block = made.regions[0].blocks.append(f32)
+    with ir.InsertionPoint(block):
+        build("tile.rows", [state, own], offset=at)
+        build("tile.yield", [block.arguments[0]])
+    whole = Piece(tiles, tiles, TILE_ROWS, 0, 0, HALF_ROWS)
+    with ir.InsertionPoint(made.regions[1].blocks.append()):
+        _, inner = open_segment(whole, [0, 0, 0, HALF_ROWS])
+        with ir.InsertionPoint(inner):
+            place, first = step.place(weights)
+            facts = {"scale": get(op, "scale"), "offset": first}
+            values = same("tile.relu_sum", list(inner.arguments), place, **facts)
+            build("tile.publish", values, bases=[0, HALF_ROWS])
+            build("tile.yield")
+        build("tile.yield")
+    step.where[op.results[0]] = (made.results[0], 0)
+    return made.results[0]
 
 
 def _result(step: Step, runs: list[Run], slots: int) -> Any:

@@ -12,9 +12,9 @@ from tileir.passes.base import Pass
 from tileir.passes.dataflow import DECLARATIONS, decided, operations, producer, step_function
 from tileir.passes.declarations import Declarations
 from tileir.passes.tile_attention import emit_attend
-from tileir.passes.tile_contracts import emit_contract
+from tileir.passes.tile_contracts import emit_contract, emit_index_scores
 from tileir.passes.tile_maps import emit_embedding, emit_rows, emit_sum
-from tileir.passes.tile_selects import emit_index_scores, emit_select
+from tileir.passes.tile_selects import emit_select
 from tileir.passes.tile_step import Step
 
 MAX_TOKENS = 8  # columns of an mma
