@@ -19,7 +19,7 @@ from tileir.codegen.loaders import alone, split_rows, used_splits
 from tileir.codegen.plan import BLOCK_ROWS, Body, swizzle_mask
 from tileir.codegen.rows import WarpRow, piece_row
 from tileir.dialect.attributes import get, name_of
-from tileir.dialect.tile import PIECES
+from tileir.dialect.tile_attend import PIECES
 from tileir.scheduling.assign import ATTEND_WARPS, rows_a_slot
 
 Value = Any

@@ -10,7 +10,7 @@ from typing import Any
 
 from tileir.dialect.attributes import element_of, get, name_of, static_shape, walk
 from tileir.dialect.engine import declarations
-from tileir.dialect.tile import PIECES
+from tileir.dialect.tile_attend import PIECES
 from tileir.errors import TileirError
 from tileir.scheduling.assign import rows_a_slot
 from tileir.target import Target

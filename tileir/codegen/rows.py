@@ -13,7 +13,7 @@ from tileir.codegen.exchange import poll_pair, publish_pair
 from tileir.codegen.kernel import SQUARES, Kernel
 from tileir.codegen.plan import Body
 from tileir.dialect.attributes import get, name_of, shape_of, static_shape, walk
-from tileir.dialect.tile import statements_on
+from tileir.dialect.tile_attend import statements_on
 
 Value = Any
 Pair = tuple[Value, Value]

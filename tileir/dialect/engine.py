@@ -17,7 +17,8 @@ from tileir.dialect.attributes import (
     shape_of,
     walk,
 )
-from tileir.dialect.tile import attend_shapes, select_kind
+from tileir.dialect.tile import select_kind
+from tileir.dialect.tile_attend import attend_shapes
 from tileir.mlir import ext, ir
 
 Tensor = ir.RankedTensorType

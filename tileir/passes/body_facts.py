@@ -7,7 +7,8 @@ from math import prod
 from typing import Any
 
 from tileir.dialect.attributes import get, located, name_of, place_of, static_shape, walk
-from tileir.dialect.tile import BLOCK_K, HALF_ROWS, padded, statements_on
+from tileir.dialect.tile import BLOCK_K, HALF_ROWS, padded
+from tileir.dialect.tile_attend import statements_on
 from tileir.scheduling.problem import Alone, Body, Choice, OwnRow, Places, Stream, Whole, fault
 
 Facts = dict[str, Any]

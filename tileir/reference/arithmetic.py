@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from tileir.dialect.attributes import get, name_of, static_shape
-from tileir.dialect.tile import statements_on
+from tileir.dialect.tile_attend import statements_on
 from tileir.scheduling.assign import used_splits
 
 Array = np.ndarray

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from tileir.dialect.attributes import element_of, get, name_of, static_shape, walk
-from tileir.dialect.tile import PIECES, source_of
+from tileir.dialect.tile import source_of
+from tileir.dialect.tile_attend import PIECES
 from tileir.packing import matrix, rope_table, tensor, view_of
 from tileir.reference.arithmetic import (
     Array,
