@@ -1,8 +1,9 @@
 """Producers and readers in a graph-level function, and what an earlier pass must have decided."""
 
+from math import prod
 from typing import Any
 
-from tileir.dialect.attributes import get, located, name_of, shape_of, walk
+from tileir.dialect.attributes import get, located, name_of, shape_of, static_shape, walk
 from tileir.errors import ContractError
 from tileir.mlir import ir
 
@@ -46,6 +47,11 @@ def row_size(value: Any) -> int:
     size = shape_of(value)[-1]
     assert size is not None
     return size
+
+
+def channel_size(value: Any) -> int:
+    """How many values a channel has for a token."""
+    return prod(static_shape(value)[1:])
 
 
 def decided(op: Any, name: str, by: str) -> Any:

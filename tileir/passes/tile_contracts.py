@@ -1,12 +1,11 @@
 """Contracts of linears and of a state's rows: what they multiply, their prologue, and the channel that they fill."""
 
-from math import prod
 from typing import Any
 
 from tileir.dialect.attributes import build, get, name_of, static_shape, tensor
 from tileir.dialect.tile import HALF_ROWS, TILE_ROWS
 from tileir.mlir import ir
-from tileir.passes.dataflow import producer, readers, row_size
+from tileir.passes.dataflow import channel_size, producer, readers, row_size
 from tileir.passes.graph_fuse import appends_of, in_prologue
 from tileir.passes.segments import Piece, Run, runs_of, weight_of
 from tileir.passes.tile_epilogues import emit_segment, open_segment, same
@@ -57,7 +56,7 @@ def _x(step: Step, linear: Any, value: Any) -> dict[str, Any]:
     """What a linear multiplies: `channel`, `k`, `groups`, and `x` unless it is all of the channel."""
     channel, offset = step.place(value)
     k, groups, stride = static_shape(weight_of(linear))[-1], 1, 0
-    values = prod(static_shape(channel)[1:])
+    values = channel_size(channel)
     if name_of(linear) == "graph.grouped_linear":
         groups, stride = static_shape(weight_of(linear))[0], k
     elif name_of(linear) == "graph.expert_linear":

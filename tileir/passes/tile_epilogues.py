@@ -1,13 +1,12 @@
 """A contract's segments: what is done with the values of a tile before they are published."""
 
-from math import prod
 from typing import Any
 
 from tileir.dialect.attributes import build, get, located, name_of, static_shape
 from tileir.dialect.tile import TILE_ROWS
 from tileir.errors import TileirError
 from tileir.mlir import ir
-from tileir.passes.dataflow import readers, row_size
+from tileir.passes.dataflow import channel_size, readers, row_size
 from tileir.passes.graph_fuse import ELEMENTWISE
 from tileir.passes.segments import Piece, Run, biases_of
 from tileir.passes.tile_step import Step
@@ -75,7 +74,7 @@ def _follow(step: Step, run: Run, piece: Piece, op: Any, values: list[Any]) -> l
     assert name == "graph.add", name
     (other,) = [value for value in op.operands if value in step.where]
     channel, offset = step.place(other)
-    if offset + run.outputs > prod(static_shape(channel)[1:]):
+    if offset + run.outputs > channel_size(channel):
         raise TileirError(
             f"a sum of {run.rows} values",
             location=located(op),
