@@ -11,6 +11,7 @@ from tileir.dialect.attributes import get, name_of, put, shape_of, static_shape
 from tileir.dialect.tile import HALF_ROWS, TILE_ROWS
 from tileir.errors import TileirError
 from tileir.passes.base import Pass
+from tileir.passes.chains import ELEMENTWISE
 from tileir.passes.dataflow import (
     DECLARATIONS,
     decided,
@@ -20,7 +21,6 @@ from tileir.passes.dataflow import (
     row_size,
     step_function,
 )
-from tileir.passes.graph_fuse import ELEMENTWISE
 from tileir.passes.segments import LINEARS, weight_of
 from tileir.scheduling.cost import ELEMENT_BYTES, usual_rows
 from tileir.scheduling.placement import Work, candidates

@@ -4,8 +4,8 @@ from typing import Any
 
 from tileir.dialect.attributes import build, get, name_of
 from tileir.mlir import ir
+from tileir.passes.chains import appends_of
 from tileir.passes.dataflow import row_size
-from tileir.passes.graph_fuse import appends_of
 from tileir.passes.tile_step import Step, empty_map, placement, row_operands, row_operation
 
 # What graph.attention says; latents have no window and no cap.

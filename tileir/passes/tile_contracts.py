@@ -5,8 +5,8 @@ from typing import Any
 from tileir.dialect.attributes import build, get, name_of, static_shape, tensor
 from tileir.dialect.tile import HALF_ROWS, TILE_ROWS
 from tileir.mlir import ir
+from tileir.passes.chains import appends_of, in_prologue
 from tileir.passes.dataflow import channel_size, producer, readers, row_size
-from tileir.passes.graph_fuse import appends_of, in_prologue
 from tileir.passes.segments import Piece, Run, runs_of, weight_of
 from tileir.passes.tile_epilogues import emit_segment, open_segment, same
 from tileir.passes.tile_step import Step, placement

@@ -6,8 +6,8 @@ from tileir.dialect.attributes import build, get, located, name_of, static_shape
 from tileir.dialect.tile import TILE_ROWS
 from tileir.errors import TileirError
 from tileir.mlir import ir
+from tileir.passes.chains import ELEMENTWISE
 from tileir.passes.dataflow import channel_size, readers, row_size
-from tileir.passes.graph_fuse import ELEMENTWISE
 from tileir.passes.segments import Piece, Run, biases_of
 from tileir.passes.tile_step import Step
 
