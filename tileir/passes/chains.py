@@ -13,6 +13,7 @@ _CHAIN = (
     "glu a pair of linears on the same values"
 )
 LINEARS = ("graph.linear", "graph.grouped_linear", "graph.expert_linear")
+ATTENDS = ("graph.attention", "graph.latent_attention")
 NORMS = ("graph.rms_norm", "graph.layer_norm")
 # What an epilogue does to each value by itself.
 ELEMENTWISE = ("graph.activate", "graph.scale", "graph.softcap")

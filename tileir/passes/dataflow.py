@@ -1,4 +1,4 @@
-"""Producers and readers in a graph-level function, and what an earlier pass must have decided."""
+"""Producers, readers and sizes of values, and what an earlier pass must have decided."""
 
 from math import prod
 from typing import Any

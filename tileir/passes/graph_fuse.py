@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from tileir.dialect.attributes import get, name_of, put
 from tileir.passes.base import Pass
 from tileir.passes.chains import (
+    ATTENDS,
     ELEMENTWISE,
     LINEARS,
     NORMS,
@@ -24,7 +25,6 @@ from tileir.passes.dataflow import DECLARATIONS, operations, producer, readers, 
 from tileir.passes.fuse_stages import Stage, norm_of_heads, ordered, put_numbers
 
 SELECTS = ("graph.sample", "graph.router", "graph.top_k")
-ATTENDS = ("graph.attention", "graph.latent_attention")
 
 
 @dataclass(frozen=True)

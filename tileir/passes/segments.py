@@ -7,10 +7,10 @@ from typing import Any
 from tileir.dialect.attributes import get, located, name_of, shape_of, static_shape
 from tileir.dialect.tile import HALF_ROWS, TILE_ROWS
 from tileir.errors import TileirError
+from tileir.passes.chains import LINEARS
 from tileir.passes.dataflow import producer, readers
 
 K_MULTIPLE = 2
-LINEARS = ("graph.linear", "graph.grouped_linear", "graph.expert_linear")
 
 
 @dataclass(frozen=True)

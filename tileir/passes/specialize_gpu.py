@@ -11,7 +11,7 @@ from tileir.dialect.attributes import get, name_of, put, shape_of, static_shape
 from tileir.dialect.tile import HALF_ROWS, TILE_ROWS
 from tileir.errors import TileirError
 from tileir.passes.base import Pass
-from tileir.passes.chains import ELEMENTWISE
+from tileir.passes.chains import ATTENDS, ELEMENTWISE, LINEARS
 from tileir.passes.dataflow import (
     DECLARATIONS,
     decided,
@@ -21,12 +21,11 @@ from tileir.passes.dataflow import (
     row_size,
     step_function,
 )
-from tileir.passes.segments import LINEARS, weight_of
+from tileir.passes.segments import weight_of
 from tileir.scheduling.cost import ELEMENT_BYTES, usual_rows
 from tileir.scheduling.placement import Work, candidates
 from tileir.target import find_target
 
-ATTENDS = ("graph.attention", "graph.latent_attention")
 INDEX = ("graph.index_scores", "graph.top_k")
 # What keeps the order of heads, so that a GPU's heads stay its heads.
 BY_HEADS = ("graph.rms_norm", "graph.rope", "graph.append", "graph.grouped_linear")
