@@ -59,3 +59,15 @@ module attributes {tileir.level = "tile"} {
     return %y : !x
   }
 }
+
+// -----
+
+// A step of no stages waits for nothing.
+
+// CHECK: tileir.rings = {fed_window = 1 : i64, slot_bytes = 16384 : i64, window = 6 : i64}
+// H100: tileir.rings = {fed_window = 3 : i64, slot_bytes = 16384 : i64, window = 3 : i64}
+module attributes {tileir.level = "tile"} {
+  func.func @empty() {
+    return
+  }
+}

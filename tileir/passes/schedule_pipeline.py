@@ -1,5 +1,6 @@
 """schedule-pipeline: order stages in time and even out the SMs' load."""
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -59,7 +60,8 @@ class SchedulePipelinePass(Pass):
             put(op, ring=ring)
         rings = {n: getattr(target, n) for n in ("slot_bytes", "window", "fed_window")}
         if ring == "tape":
-            rings["fed_window"] = choose_fed_window(target, _tape_bytes(stages), levels[-1] + 1)
+            count = max(levels, default=0) + 1
+            rings["fed_window"] = choose_fed_window(target, _tape_bytes(stages), count)
         put(module.operation, **{"tileir.rings": rings})
 
 
@@ -72,12 +74,15 @@ def _static_tiles(op: Any) -> int:
 
 def _tape_bytes(stages: list[Any]) -> int:
     """Weights on the tape, of the GPU that has most."""
-    sizes: dict[int, int] = {}
+    sizes: Counter[int] = Counter()
     for op in stages:
         if tiles := _static_tiles(op):
-            for device in get(op, "devices", [0]):
-                size = tiles * TILE_ROWS * padded(get(op, "k")) * ELEMENT_BYTES
-                sizes[device] = sizes.get(device, 0) + size
+            size = tiles * TILE_ROWS * padded(get(op, "k")) * ELEMENT_BYTES
+            devices, parts = get(op, "devices", [0]), get(op, "parts")
+            held = [size] * len(devices)
+            if parts:
+                held = [size * (behind - first) // parts[-1] for first, behind in pairwise(parts)]
+            sizes.update(dict(zip(devices, held, strict=True)))
     return max(sizes.values(), default=0)
 
 
