@@ -115,9 +115,8 @@ class PairSink(RowSink):
         places: Array,
         weights: Array,
     ) -> None:
-        super().__init__(consumers, row, channel)
-        self._tokens, self._places, self._weights = tokens, places, weights
-        self.positions = consumers.positions[tokens]
+        super().__init__(consumers, row, channel, tokens)
+        self._places, self._weights = places, weights
 
     def weights(self, routing: Any) -> Array:
         """Those that the pairs were chosen with."""
@@ -141,9 +140,8 @@ class ScoreSink(RowSink):
         first: int,
         behind: int,
     ) -> None:
-        super().__init__(consumers, row, channel)
-        self._tokens, self._first, self._behind = tokens, first, behind
-        self.positions = consumers.positions[tokens]
+        super().__init__(consumers, row, channel, tokens)
+        self._first, self._behind = first, behind
 
     def publish(self, index: Array, values: Array) -> None:
         """Each token's scores of the positions that it sees."""
