@@ -158,17 +158,20 @@ def package_of(module: Any, target: Target, progress: Progress | None = None) ->
 
 
 def _fitting(plan: Plan) -> tuple[Plan, str, Assembled]:
-    """A device's plan, its PTX and what the kernel takes: attention takes fewer rows at once where registers run out.
+    """A device's plan, its PTX and what the kernel takes: less is asked for at once where registers run out.
 
-    A kernel that traces takes as many as the one that does not.
+    A kernel that traces asks for as much as the one that does not.
     """
     if plan.trace_bytes:
         plain, *_ = _fitting(replace(plan, trace_bytes=0))
-        plan = replace(plan, blocks=plain.blocks)
+        plan = replace(plain, trace_bytes=plan.trace_bytes)
     ptx = to_ptx(kernel_module(plan))
     _, facts = assemble(ptx, plan.target)
-    if facts[DECODE].spill_bytes and plan.blocks > 1 and not plan.trace_bytes:
-        return _fitting(replace(plan, blocks=1))
+    if facts[DECODE].spill_bytes and not plan.trace_bytes:
+        if plan.early_words:
+            return _fitting(replace(plan, early_words=0))
+        if plan.blocks > 1:
+            return _fitting(replace(plan, blocks=1))
     return plan, ptx, facts[DECODE]
 
 

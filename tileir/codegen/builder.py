@@ -193,6 +193,12 @@ def here(value: Value) -> Value:
     return llvm.inline_asm(value.type, [value], "mov.u32 $0, $1;", "=r,r", has_side_effects=True)
 
 
+def held(pointer: Value) -> Value:
+    """The pointer, computed here and kept in registers."""
+    text = "mov.b64 $0, $1;"
+    return llvm.inline_asm(pointer.type, [pointer], text, "=l,l", has_side_effects=True)
+
+
 def assembled(name: str, value: int) -> Value:
     """A constant i32 that LLVM does not know: whoever assembles the PTX may write another value before its name."""
     text = f"mov.u32 $0, {value} /*{name}*/;"

@@ -21,6 +21,7 @@ from tileir.scheduling.rings import BLOCK_BYTES
 Value = Any
 TURNS = 2  # blocks of a tile that a warp asks for at once
 POLLED = 16  # packets that a thread asks for at once: more would not fit the registers
+BLOCK_WORDS, PACKET_WORDS = 8, 2  # registers of a thread for its part of a block, and for a packet
 
 
 def contract(k: Kernel, body: Body, slot: Value, parity: Value) -> list[Value]:
@@ -149,11 +150,20 @@ class _Weights:
         self.blocks = padded(get(op, "k")) // 32
         self.mine = k.warp * BLOCK_BYTES + k.lane * 16
         self.fragment = b.at(k.smem, (k.lane & 3) * 16, k.plan.x_offset)
-        # Turns that every warp has in the first tile, asked for before x is there.
-        self.early = min(TURNS, self.blocks // self.warps)
+        self.early = self._early(-(-get(op, "k") // (2 * k.plan.threads)))
         # Of x: the first word that was read, and the clock behind it.
         self.read: Value | None = None
         self.met: Value | None = None
+
+    def _early(self, packets: int) -> int:
+        """How many turns are asked for before x is there, of those that every warp has in the first tile.
+
+        Registers hold them beside what comes of x, `packets` a thread; while they wait, the ring takes as many slots
+        more of the stages behind.
+        """
+        words = self.k.plan.early_words - PACKET_WORDS * min(packets, POLLED)
+        fit = max(TURNS, words // BLOCK_WORDS)
+        return min(fit, self.blocks // self.warps, self.ring.slots - 1)
 
     def ask_early(self, slot: Value, parity: Value) -> list[Value]:
         """The first tile's first blocks, if there is a tile: slot and parity behind them, then their words."""

@@ -425,6 +425,15 @@ class Kernel:
         self.tid, self.warp, self.lane = before
 
     @contextmanager
+    def memory_held(self) -> Iterator[None]:
+        """Shared memory's address stays in a register within: the symbol's would be computed in each turn of a loop."""
+        before = self.smem, self.scratch
+        self.smem = b.held(self.smem)
+        self.scratch = b.at(self.smem, None, self.plan.scratch_offset)
+        yield
+        self.smem, self.scratch = before
+
+    @contextmanager
     def words_again(self) -> Iterator[None]:
         """The row's words, read once more: what lies before needs no registers for them."""
         before = self.words

@@ -24,6 +24,11 @@ NO_POSITION = -1
 
 def tape_loader(k: Kernel) -> None:
     """Every step, every row: this SM's weight tiles, and old rows if they pass this ring, as they are consumed."""
+    with k.memory_held():
+        _load_tape(k)
+
+
+def _load_tape(k: Kernel) -> None:
     ring = k.plan.rings["tape"]
     start = b.at(
         k.arg["tape"], b.constant_load("i64", b.at(k.arg["tape_offsets"], b.i64(k.sm) * 8), 8)
@@ -231,19 +236,20 @@ def _copy(
     Nothing is copied, and the ring stays where it is, once the consumers take no more.
     """
     barrier = k.full(ring, slot)
-    _wait_unless_finished(k, k.empty(ring, slot), parity, slot)
+    finished = _wait_unless_finished(k, k.empty(ring, slot), parity, slot)
 
     def go() -> list[Value]:
         _in_window(k, ring, slot, parity)
         nvvm.mbarrier_arrive_expect_tx(barrier, size * len(parts), results=[])
         for source, place in parts:
             to = b.at(k.smem, slot * ring.slot_bytes, ring.smem_offset + place)
-            to = llvm.addrspacecast(b.type_of("!llvm.ptr<7>"), to)
+            # An SM's own memory has the same addresses in its cluster's (PTX ISA 5.1.7); a cast would compute them.
+            to = llvm.inttoptr(b.type_of("!llvm.ptr<7>"), b.pointer_bits(to))
             hint = b.const(b.EVICT_FIRST, "i64")
             nvvm.cp_async_bulk_shared_cluster_global(to, source, barrier, size, l2_cache_hint=hint)
         return list(k.advance(ring, slot, parity))
 
-    return b.if_(_finished(k), lambda: [slot, parity], go, ["i32", "i32"])
+    return b.if_(finished, lambda: [slot, parity], go, ["i32", "i32"])
 
 
 def _in_window(k: Kernel, ring: Ring, slot: Value, parity: Value) -> None:
@@ -285,11 +291,13 @@ def _finished(k: Kernel) -> Value:
     return b.ne(stopped | gone, 0)
 
 
-def _wait_unless_finished(k: Kernel, barrier: Value, parity: Value, slot: Value) -> None:
-    """For a free slot; the consumers may instead say that they will take no more."""
+def _wait_unless_finished(k: Kernel, barrier: Value, parity: Value, slot: Value) -> Value:
+    """For a free slot; the consumers may instead say that they will take no more: whether they do."""
 
     def attempt() -> tuple[Value, list[Value]]:
         ready = nvvm.mbarrier_try_wait(barrier, parity, results=[b.type_of("i1")])
-        return ready | _finished(k), []
+        finished = _finished(k)
+        return ready | finished, [finished]
 
-    k.spin(attempt, [], lambda: k.report(EMPTY, slot, parity))
+    (finished,) = k.spin(attempt, ["i1"], lambda: k.report(EMPTY, slot, parity))
+    return finished

@@ -97,7 +97,8 @@ class Copies:
 class Plan:
     """An engine.device, in Python: sizes in bytes.
 
-    blocks: of 16 rows, that a warp of attention takes at once at most.
+    blocks: of 16 rows, that a warp of attention takes at once at most. early_words: registers of a
+    consumer's thread for what comes of x and, before it, of weights.
     """
 
     device: Any
@@ -120,6 +121,7 @@ class Plan:
     smem_bytes: int
     trace_bytes: int
     blocks: int = 2
+    early_words: int = 60
 
     @property
     def row_words(self) -> int:
