@@ -33,7 +33,7 @@ Progress = Callable[[str, float], None]
 PIPELINE = (
     "builtin.module(absorb-latents{{enable={absorb}}},graph-fuse,"
     "specialize-gpu{{devices={devices} placement={placement} target={target} print-candidates={candidates}}},"
-    "tile-graph{{tokens={tokens} sequences={sequences} page={page} pages={pages}}},"
+    "tile-graph{{tokens={tokens} sequences={sequences} page={page} pages={pages} target={target}}},"
     "fuse-communication,specialize-block{{target={target}}},select-sync{{target={target}}},specialize-warp{{target={target}}},"
     "schedule-pipeline{{target={target}}},outline-stages{{target={target}}},"
     "allocate-memory{{target={target} trace={trace}}},verify-schedule{{target={target}}})"

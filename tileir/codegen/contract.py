@@ -30,7 +30,7 @@ def contract(k: Kernel, body: Body, slot: Value, parity: Value) -> list[Value]:
     first, count = k.share(get(multiply, "tiles"))
     # What the epilogue adds is older than x: asked for first, it is there when x is.
     words = _fetch(k, body, first, count)
-    weights = _Weights(k, multiply, count)
+    weights = _Weights(k, multiply, get(body.find("engine.receive"), "k"), count)
     slot, parity, *blocks = weights.ask_early(slot, parity)
     norm = _receive(k, body)
     received = k.clock()
@@ -144,13 +144,15 @@ def _part(k: Kernel, tile: Value, warp: Any, static: int = 0) -> Value:
 class _Weights:
     """The tape's blocks, as a warp takes them: block w of every slot is warp w's."""
 
-    def __init__(self, k: Kernel, op: Any, count: Value) -> None:
+    def __init__(self, k: Kernel, op: Any, received: int, count: Value) -> None:
         self.k, self.count = k, count
         self.ring, self.warps = k.plan.rings[get(op, "ring")], k.plan.warps
         self.blocks = padded(get(op, "k")) // 32
+        # Bytes from what half lo of a tile meets of x to what half hi does; 0 if they meet the same.
+        self.apart = get(op, "k") * 2 if get(op, "k_parts", 1) > 1 else 0
         self.mine = k.warp * BLOCK_BYTES + k.lane * 16
         self.fragment = b.at(k.smem, (k.lane & 3) * 16, k.plan.x_offset)
-        self.early = self._early(-(-get(op, "k") // (2 * k.plan.threads)))
+        self.early = self._early(-(-received // (2 * k.plan.threads)))
         # Of x: the first word that was read, and the clock behind it.
         self.read: Value | None = None
         self.met: Value | None = None
@@ -191,14 +193,24 @@ class _Weights:
         return loads, slot, parity
 
     def _add(self, sums: list[Value], loads: list[list[Value]], j: Value) -> list[Value]:
-        """The sums with blocks j, j + warps, … of a tile by x."""
+        """The sums with blocks j, j + warps, … of a tile by x.
+
+        A block is two steps of k. Where halves meet parts of x, both meet both, and a half's sums of the other's part
+        are for nothing.
+        """
         first, second = sums[:4], sums[4:]
         for n, words in enumerate(loads):
             at = b.at(self.fragment, j * 64, n * self.warps * 64)
             x, high, low = b.elements(b.load("vector<4xi32>", at, 16), 4), words[:4], words[4:]
             self.read = self.read or x[0]
-            first = b.mma(first, [high[0], low[0], high[1], low[1]], x[:2])
-            second = b.mma(second, [high[2], low[2], high[3], low[3]], x[2:])
+            steps = [[high[i], low[i], high[i + 1], low[i + 1]] for i in (0, 2)]
+            if not self.apart:
+                first, second = b.mma(first, steps[0], x[:2]), b.mma(second, steps[1], x[2:])
+                continue
+            at = b.at(self.fragment, j * 64, n * self.warps * 64 + self.apart)
+            y = b.elements(b.load("vector<4xi32>", at, 16), 4)
+            for step, of in zip(steps, (slice(2), slice(2, 4)), strict=True):
+                first, second = b.mma(first, step, x[of]), b.mma(second, step, y[of])
         return [*first, *second]
 
     def multiply(self, slot: Value, parity: Value, *words: Value) -> list[Value]:
@@ -226,8 +238,8 @@ class _Weights:
             carried = b.while_(carried, lambda j, *_: b.ult(j, end), partial(some, 1))
             j, slot, parity, *made = carried
             # All four lanes of a row hold the same sums: storing all keeps the mma out of a branch.
-            for half, e in ((0, 0), (32, 2)):
-                value = made[e] + made[e + 4]
+            for half, e, own in ((0, 0, 0), (32, 2, 6)):
+                value = made[own] if self.apart else made[e] + made[e + 4]
                 b.store(value, b.at(_part(k, t, k.warp, half), (k.lane >> 2) * 4), 4)
             return [j, slot, parity, *zero]
 

@@ -152,6 +152,11 @@ def _glu(_rows: Rows, op: Any, pairs: list[Pair], _w: list[Value]) -> list[Pair]
     return [(activation(name, g0) * u0, activation(name, g1) * u1)]
 
 
+def _join(_rows: Rows, _op: Any, pairs: list[Pair], _w: list[Value]) -> list[Pair]:
+    (a0, a1), (b0, b1) = pairs
+    return [(a0 + b0, a1 + b1)]
+
+
 def _append(rows: Rows, op: Any, pairs: list[Pair], _w: list[Value]) -> list[Pair]:
     k, state = rows.k, _last(op)
     _, context, size = static_shape(state)
@@ -201,6 +206,7 @@ def _candidate(rows: Rows, op: Any, pairs: list[Pair], _w: list[Value]) -> list[
 Rule = Callable[[Rows, Any, list[Pair], list[Value]], list[Pair]]
 RULES: dict[str, Rule] = {
     "tile.bias": _added,
+    "tile.join": _join,
     "tile.residual": _added,
     "tile.rope": _rope,
     "tile.glu": _glu,

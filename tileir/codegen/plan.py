@@ -25,8 +25,9 @@ MAPS = (
     *("tile.rotate", "tile.store", "tile.yield"),
 )
 EPILOGUES = (
-    *("tile.bias", "tile.residual", "tile.rope", "tile.glu", "tile.activate", "tile.scale"),
-    *("tile.softcap", "tile.append", "tile.publish", "tile.logits", "tile.candidate", "tile.yield"),
+    *("tile.bias", "tile.join", "tile.residual", "tile.rope", "tile.glu", "tile.activate"),
+    *("tile.scale", "tile.softcap", "tile.append", "tile.publish", "tile.logits"),
+    *("tile.candidate", "tile.yield"),
 )
 
 

@@ -11,8 +11,8 @@ _COMMON = ("builtin.module", "func.func", "func.return")
 _REGION_OPS = tuple(
     f"tile.{name}"
     for name in (
-        *("segment", "rms_norm", "bias", "residual", "rope", "glu", "sigmoid", "weigh", "relu_sum"),
-        *("activate", "scale", "softcap"),
+        *("segment", "rms_norm", "bias", "join", "residual", "rope", "glu", "sigmoid", "weigh"),
+        *("relu_sum", "activate", "scale", "softcap"),
         *("append", "publish", "logits", "candidate", "experts", "rows", "query", "key", "value"),
         *(
             "gather",

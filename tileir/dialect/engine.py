@@ -280,7 +280,8 @@ class ReceiveOp(Engine.Operation, name="receive"):
 class MultiplyOp(Engine.Operation, name="multiply"):
     """Consumers drain the ring: partial sums of `tiles` tiles of K `k`, one for each warp.
 
-    source: "tape", "experts" (of: their routing) or "rows" of a state (of: the channel with the step's own).
+    source: "tape", "experts" (of: their routing) or "rows" of a state (of: the channel with the step's own). With
+    k_parts = 2, half hi of each tile meets the k values behind those of half lo.
     """
 
     of: Operand[Tensor] | None
@@ -288,6 +289,13 @@ class MultiplyOp(Engine.Operation, name="multiply"):
     tiles: ir.IntegerAttr
     ring: ir.StringAttr
     source: ir.StringAttr
+
+    @staticmethod
+    def verify_region_invariants(op: Any) -> bool:
+        """One part of K, or two of the tape's weights."""
+        parts = get(op, "k_parts", 1)
+        known = parts == 1 or (parts == 2 and get(op, "source") == "tape")
+        return first_failure(op, [(known, f"{parts} parts of K")])
 
 
 class EmitOp(Engine.Operation, name="emit"):

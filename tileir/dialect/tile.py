@@ -91,7 +91,8 @@ class ContractOp(Tile.Operation, name="contract"):
     x: channel [T, …]; into: the channel that an earlier range of the same space made, which this one goes on filling;
     weights: state-dict names of tensors [N, K], or of views of them, which only streams read. The prologue maps one
     value of x and says by `tile.experts` or `tile.rows` what else than the tape's weights is streamed; the epilogue
-    holds one `tile.segment` for each run of tiles. Group g meets x[offset + g·stride … + k]. K parts make partial sums.
+    holds one `tile.segment` for each run of tiles. Group g meets x[offset + g·stride … + k]. Of two K parts half lo
+    of a tile meets the first k values of x, half hi the next k, and a `tile.join` begins the epilogue.
     """
 
     x: Operand[Tensor]
@@ -117,15 +118,22 @@ class ContractOp(Tile.Operation, name="contract"):
         offset, stride = get(op, "x") or (0, 0)
         sources = [get(o, "sources") for o in segments]
         source = source_of(op)
-        reached = offset + (groups - 1) * stride + k
+        parts = get(op, "k_parts")
+        reached = offset + (groups - 1) * stride + k * parts
+        joins = [_begins_with_join(o) for o in segments]
         taken = source == "tape" and divides(groups, space)
         return first_failure(
             op,
             [
                 (place_of(x) == "channel", "x is no channel"),
-                (groups >= 1 and get(op, "k_parts") >= 1, "groups and k_parts are ≥ 1"),
+                (groups >= 1 and parts in (1, 2), "groups are ≥ 1, k_parts 1 or 2"),
                 (
-                    "x" in op.operation.attributes or shape_of(x)[-1] == k,
+                    parts == 1 or (source == "tape" and groups == 1 and padded(k) == k),
+                    "K parts are of whole blocks, and of weights from the tape",
+                ),
+                (joins == [parts == 2] * len(joins), "two K parts are joined, and nothing else"),
+                (
+                    "x" in op.operation.attributes or shape_of(x)[-1] == k * parts,
                     f"x of {shape_of(x)} for K of {k}",
                 ),
                 (reached <= prod(_static(x)[1:]), f"groups reach {reached} values of {_static(x)}"),
@@ -139,6 +147,11 @@ class ContractOp(Tile.Operation, name="contract"):
                 (len(get(op, "views") or []) in (0, count), "views are one a weight"),
             ],
         )
+
+
+def _begins_with_join(segment: Any) -> bool:
+    (block,) = segment.operation.regions[0].blocks
+    return name_of(block.operations[0]) == "tile.join"
 
 
 def source_of(op: Any) -> str:

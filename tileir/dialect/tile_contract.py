@@ -9,6 +9,12 @@ from tileir.dialect.tile import TILE_ROWS, Operand, Result, Tensor, Tile
 from tileir.mlir import ir
 
 
+def _based(op: Any) -> tuple[bool, str]:
+    values, bases = len(op.operation.operands) - 1, get(op, "bases")
+    fits = values == len(bases) == len(op.operation.results)
+    return fits, f"{len(bases)} bases for {values} values"
+
+
 class RmsNormOp(Tile.Operation, name="rms_norm"):
     """v · weight (or · (1 + weight)) · rsqrt(mean(v²) + eps), over the channel, in a map over the row.
 
@@ -33,20 +39,29 @@ class BiasOp(Tile.Operation, name="bias"):
     @staticmethod
     def verify_region_invariants(op: Any) -> bool:
         """A base and a result for each value."""
-        values, bases = len(op.operation.operands) - 1, get(op, "bases")
-        fits = values == len(bases) == len(op.operation.results)
-        return first_failure(op, [(fits, f"{len(bases)} bases for {values} values")])
+        return first_failure(op, [_based(op)])
 
 
-class ResidualOp(Tile.Operation, name="residual"):
-    """Epilogue: adds a channel's values of this step at `bases`."""
+class JoinOp(Tile.Operation, name="join"):
+    """Epilogue: lo + hi, where a tile's halves are the same rows, and each has met its part of K."""
 
     lo: Operand[ir.F32Type]
     hi: Operand[ir.F32Type]
+    result: Result[ir.F32Type]
+
+
+class ResidualOp(Tile.Operation, name="residual"):
+    """Epilogue: adds a channel's values of this step at `bases`, to both halves or to what joined them."""
+
+    values: Sequence[Operand[ir.F32Type]]
     channel: Operand[Tensor]
     bases: Any
-    out_lo: Result[ir.F32Type]
-    out_hi: Result[ir.F32Type]
+    results: Sequence[Result[ir.F32Type]]
+
+    @staticmethod
+    def verify_region_invariants(op: Any) -> bool:
+        """A base and a result for each value."""
+        return first_failure(op, [_based(op)])
 
 
 class RopeOp(Tile.Operation, name="rope"):

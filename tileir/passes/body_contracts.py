@@ -14,7 +14,7 @@ def describe_contract(op: Any, number: Callable[[Any], int]) -> dict[str, Any]:
     names = ("engine.receive", "engine.multiply", "engine.emit")
     receive, multiply, emit = (next(walk(op, name)) for name in names)
     source = get(multiply, "source")
-    groups = get(receive, "groups", 1)
+    groups, parts = get(receive, "groups", 1), get(multiply, "k_parts", 1)
     slots = groups if source == "experts" else 1
     out = emit.operands[0]
     waits, reads = [], list[Places]()
@@ -53,7 +53,7 @@ def describe_contract(op: Any, number: Callable[[Any], int]) -> dict[str, Any]:
         "space": get(emit, "space"),
         "tiles": first,
         "sums": get(multiply, "tiles"),
-        "k": k,
+        "k": k // parts if k % parts == 0 else k,
         "out": number(out),
         "source": source,
         "groups": groups if source == "tape" else 1,
@@ -104,7 +104,7 @@ class _Segment:
     def reads(self) -> list[Places]:
         """Of the residual."""
         found = walk(self.op, "tile.residual")
-        return [self._places(self.number(o.operands[2]), get(o, "bases")) for o in found]
+        return [self._places(self.number(list(o.operands)[-1]), get(o, "bases")) for o in found]
 
     def writes(self, out: int, slots: int, size: int) -> list[Places]:
         """Into the stage's channel, `size` values for each of a token's slots."""

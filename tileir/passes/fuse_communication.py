@@ -101,8 +101,8 @@ def _sum(op: Any, every: list[int]) -> None:
     for segment in walk(op, "tile.segment"):
         for inner in list(segment.regions[0].blocks[0]):
             if name_of(inner) == "tile.residual":
-                added.append((inner.operands[2], min(get(inner, "bases"))))
-                for result, value in zip(inner.results, inner.operands, strict=False):
+                added.append((list(inner.operands)[-1], min(get(inner, "bases"))))
+                for result, value in zip(inner.operation.results, inner.operands, strict=False):
                     result.replace_all_uses_with(value)
                 inner.operation.erase()
     uses = list(old.uses)

@@ -60,6 +60,7 @@ def build_body(part: Any, values: list[Any], makes: str | None) -> Any:
 def _contract(op: Any, arguments: dict[Any, Any]) -> None:
     x, out = list(arguments.values())[:2]
     k, tiles, source = get(op, "k"), get(op, "tiles"), source_of(op)
+    k_parts = get(op, "k_parts")
     space = sum(get(segment, "tiles") for segment in walk(op, "tile.segment"))
     facts: dict[str, Any] = {"k": k, "tiles": tiles, "source": source}
     ring, of = "state", []
@@ -93,10 +94,11 @@ def _contract(op: Any, arguments: dict[Any, Any]) -> None:
     def consumer() -> None:
         prologue, epilogue = _regions(op, arguments)
         at = {"offset": offset, "stride": stride, "groups": get(op, "groups")}
-        receive = build("engine.receive", [x], regions=1, k=k, **at)
+        receive = build("engine.receive", [x], regions=1, k=k * k_parts, **at)
         prologue.append_to(receive.regions[0])
         build("engine.barrier")
-        build("engine.multiply", of, ring=ring, **facts)
+        parts = {"k_parts": k_parts} if k_parts > 1 else {}
+        build("engine.multiply", of, ring=ring, **facts, **parts)
         build("engine.barrier")
         emit = build("engine.emit", [out], regions=1, tiles=tiles, space=space)
         epilogue.append_to(emit.regions[0])

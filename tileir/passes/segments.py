@@ -1,11 +1,11 @@
 """The rows of linears as runs of tiles: what lies in a tile's two halves, and where its values go."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tileir.dialect.attributes import get, located, name_of, shape_of, static_shape
-from tileir.dialect.tile import HALF_ROWS, TILE_ROWS
+from tileir.dialect.tile import BLOCK_K, HALF_ROWS, TILE_ROWS
 from tileir.errors import TileirError
 from tileir.passes.chains import LINEARS
 from tileir.passes.dataflow import producer, readers
@@ -31,7 +31,8 @@ class Run:
     """The rows of a linear, or of a gate and its up, and what follows.
 
     linears: one, or gate and up. chain: the operations behind, in order. rows: of a weight. outputs: how many values it
-    makes, a whole number of tiles' (of experts: of one slot). Of gate and up, halves are the same rows of either.
+    makes, a whole number of tiles' (of experts: of one slot). Of gate and up, halves are the same rows of either; with
+    two k_parts, of one.
     """
 
     linears: list[Any]
@@ -39,6 +40,7 @@ class Run:
     rows: int
     outputs: int
     pieces: list[Piece]
+    k_parts: int = 1
 
     @property
     def gated(self) -> bool:
@@ -73,12 +75,33 @@ class Run:
 
     def bases(self, piece: Piece) -> list[int]:
         """Where the values of lo and hi begin."""
-        return [piece.lo] if self.gated else [piece.lo, piece.hi]
+        return [piece.lo] if self.paired else [piece.lo, piece.hi]
 
     def sources(self, piece: Piece, weight: int) -> list[int]:
         """[lo weight, lo row, hi weight, hi row], its first weight having that number."""
-        other = weight + 1 if self.gated else weight
-        return [weight, piece.lo, other, piece.lo if self.gated else piece.hi]
+        other = weight + 1 if self.paired else weight
+        return [weight, piece.lo, other, piece.lo if self.paired else piece.hi]
+
+    @property
+    def paired(self) -> bool:
+        """Whether a tile's halves are the same rows of two weights, or of a weight's parts."""
+        return self.gated or self.k_parts == 2
+
+    def folded(self) -> "Run | None":
+        """The run with half as much of K for each half of a tile, hence twice the tiles; None if that cannot be.
+
+        The rows that are turned or gated together fill a tile's halves already.
+        """
+        (linear, *more), (piece, *others) = self.linears, self.pieces
+        plain = name_of(linear) == "graph.linear" and not more and not others
+        adds = all(name_of(op) == "graph.add" for op in self.chain)
+        if not plain or not adds or self.read_by & {"graph.sample", "graph.router"}:
+            return None
+        if static_shape(weight_of(linear))[-1] % (2 * BLOCK_K):
+            return None
+        tiles = 2 * piece.tiles
+        halves = Piece(tiles, tiles, HALF_ROWS, 0, 0, HALF_ROWS)
+        return replace(self, pieces=[halves], k_parts=2)
 
 
 def weight_of(linear: Any) -> Any:

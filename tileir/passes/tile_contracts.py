@@ -3,19 +3,20 @@
 from typing import Any
 
 from tileir.dialect.attributes import build, get, name_of, static_shape, tensor
-from tileir.dialect.tile import HALF_ROWS, TILE_ROWS
+from tileir.dialect.tile import BLOCK_K, HALF_ROWS, TILE_ROWS
 from tileir.mlir import ir
 from tileir.passes.chains import appends_of, in_prologue
 from tileir.passes.dataflow import channel_size, producer, readers, row_size
 from tileir.passes.segments import Piece, Run, runs_of, weight_of
 from tileir.passes.tile_epilogues import emit_segment, open_segment, same
 from tileir.passes.tile_step import Step, placement
+from tileir.scheduling.assign import choose_k_parts
 
 
 def emit_contract(step: Step, members: list[Any]) -> Any:
     """Linears that read the same values, with what stands before and behind them."""
-    runs = runs_of(members, step.vocabulary)
-    linear = runs[0].linears[0]
+    runs = _in_k_parts(step, runs_of(members, step.vocabulary))
+    linear, k_parts = runs[0].linears[0], runs[0].k_parts
     source = linear.operands[0]
     norm = producer(source)
     if norm is not None and not (name_of(norm) == "graph.rms_norm" and in_prologue(norm)):
@@ -27,16 +28,20 @@ def emit_contract(step: Step, members: list[Any]) -> Any:
     result = _result(step, runs, slots)
     weights = [weight_of(o) for run in runs for o in run.linears]
     views = [_view_of(w) for w in weights]
-    if get(linear, "share") == "sum":
+    if get(linear, "share") == "sum" or k_parts > 1:
         # Ranges of K are views.
         views = [
             v or [0, *static_shape(w), facts["k"], 1] for v, w in zip(views, weights, strict=True)
         ]
+    if k_parts > 1:
+        facts["k"] //= k_parts
+        weights = [w for w in weights for _ in range(k_parts)]
+        views = [_part_of(v, p, facts["k"]) for v in views for p in range(k_parts)]
     if any(views):
         facts["views"] = views
     made = build(
         "tile.contract", [facts.pop("channel")], [result], 2,
-        weights=[get(producer(w), "sym_name") for w in weights], k_parts=1, tile_base=0,
+        weights=[get(producer(w), "sym_name") for w in weights], k_parts=k_parts, tile_base=0,
         tiles=sum(run.tiles for run in runs), **facts, **placement(linear),
     )  # fmt: skip
     routing = step.place(linear.operands[1])[0] if experts else None
@@ -47,9 +52,26 @@ def emit_contract(step: Step, members: list[Any]) -> Any:
             for piece in run.pieces:
                 emit_segment(step, run, piece, weight, at, routing)
             step.where[run.value] = (made.results[0], at)
-            at, weight = at + run.outputs, weight + len(run.linears)
+            at, weight = at + run.outputs, weight + len(run.linears) * k_parts
         build("tile.yield")
     return made.results[0]
+
+
+def _in_k_parts(step: Step, runs: list[Run]) -> list[Run]:
+    """The runs with K in two parts, if fewer blocks then pass the SM that has most."""
+    linear, target = runs[0].linears[0], step.target
+    found = [folded for run in runs if (folded := run.folded()) is not None]
+    if target is None or len(found) < len(runs) or get(linear, "share", "all") != "all":
+        return runs
+    tiles, k = sum(run.tiles for run in runs), static_shape(weight_of(linear))[-1]
+    parts = choose_k_parts(tiles, k // BLOCK_K, target.sms, target.consumer_warps)
+    return found if parts == 2 else runs
+
+
+def _part_of(view: list[int], part: int, k: int) -> list[int]:
+    """The view of k columns of a weight's view, [offset, rows, columns, stride, stride]."""
+    offset, rows, _, down, along = view
+    return [offset + part * k * along, rows, k, down, along]
 
 
 def _x(step: Step, linear: Any, value: Any) -> dict[str, Any]:

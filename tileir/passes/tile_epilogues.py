@@ -18,6 +18,8 @@ def emit_segment(step: Step, run: Run, piece: Piece, weight: int, at: int, routi
     bases = run.bases(piece)
     with ir.InsertionPoint(block):
         values = list(block.arguments)
+        if run.k_parts > 1:
+            values = list(build("tile.join", values, [ir.F32Type.get()]).results)
         values = _biased(step, run, bases, values)
         for inner in run.chain:
             values = _follow(step, run, piece, inner, values)

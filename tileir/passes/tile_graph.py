@@ -16,6 +16,7 @@ from tileir.passes.tile_contracts import emit_contract, emit_index_scores
 from tileir.passes.tile_maps import emit_embedding, emit_rows, emit_sum
 from tileir.passes.tile_selects import emit_select
 from tileir.passes.tile_step import Step
+from tileir.target import find_target
 
 MAX_TOKENS = 8  # columns of an mma
 # What emits a stage of a kind with an operation, "" being any: the first that fits.
@@ -39,8 +40,9 @@ class TileGraphPass(Pass):
     `sequences` sequences. With `page` > 0 states are `pages` pages of so many rows (0: enough for all
     sequences at full length). A linear's rows are tiles whose halves hold what the epilogue needs together: rope's
     pairs, gate and up. q, k and v lie one behind the other in a channel. Channels, buffers and states are bf16,
-    scores, partial results and rope tables f32. Candidates have one record, attention one split and a group for each
-    kv head: specialize-block says how many there are.
+    scores, partial results and rope tables f32. On a target's SMs a linear that only adds has K in two parts, one in
+    each half of its tiles, if that leaves the SM that has most with less. Candidates have one record, attention one
+    split and a group for each kv head: specialize-block says how many there are.
 
         %g = "graph.linear"(%h, %wg)   {stage = 4, …}
         %u = "graph.linear"(%h, %wu)   {stage = 4, …}
@@ -62,6 +64,7 @@ class TileGraphPass(Pass):
     sequences: int = 1
     page: int = 0
     pages: int = 0
+    target: str = ""
 
     def run(self, module: Any) -> None:
         """Replace the function. Raises TileirError for what has no tile form."""
@@ -87,7 +90,8 @@ class TileGraphPass(Pass):
                 hint=f"one sequence may need them all: pages={-(-context // self.page)} or more",
             )
         declared = Declarations(context, self.page, pages)
-        step = Step(self.tokens, vocabulary, declared)
+        target = find_target(self.target) if self.target else None
+        step = Step(self.tokens, vocabulary, declared, target)
         count = len(list(end.operands))
         with ir.InsertionPoint(module.body), function.location:
             row = function.regions[0].blocks[0].arguments[0].type

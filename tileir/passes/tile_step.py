@@ -8,17 +8,22 @@ from tileir.dialect.tile import TILE_ROWS
 from tileir.mlir import ir
 from tileir.passes.dataflow import decided
 from tileir.passes.declarations import Declarations
+from tileir.target import Target
 
 PLACEMENT = ("devices", "share", "units", "parts")
 
 
 @dataclass(frozen=True)
 class Step:
-    """What the stages share. where: of each graph value, in which channel it lies and from which index on."""
+    """What the stages share. where: of each graph value, in which channel it lies and from which index on.
+
+    target: None if tiles are made for none.
+    """
 
     tokens: int
     vocabulary: int
     declared: Declarations
+    target: Target | None = None
     where: dict[Any, tuple[Any, int]] = field(default_factory=dict)
 
     def channel(self, *shape: int, element: str = "bf16") -> Any:

@@ -201,6 +201,10 @@ def _bias(op: Any, values: list[Array], other: Any, start: Array, sink: Sink) ->
     return [v + padded[start + b] for v, b in zip(values, get(op, "bases"), strict=True)]
 
 
+def _join(_op: Any, values: list[Array], _o: Any, _start: Array, _sink: Sink) -> list[Array]:
+    return [values[0] + values[1]]
+
+
 def _residual(op: Any, values: list[Array], other: Any, start: Array, sink: Sink) -> list[Array]:
     bases = get(op, "bases")
     return [v + sink.read(other, start + b) for v, b in zip(values, bases, strict=True)]
@@ -264,6 +268,7 @@ def _send(op: Any, values: list[Array], _other: Any, start: Array, sink: Sink) -
 
 _RULES: dict[str, Rule] = {
     "tile.bias": _bias,
+    "tile.join": _join,
     "tile.residual": _residual,
     "tile.rope": _rope,
     "tile.glu": _glu,

@@ -33,11 +33,15 @@ def _of_tape(consumers: "Consumers", row: RowPlan) -> Role:
     slots = yield from consumers.take("tape", -(-len(tiles) * count // per_slot))
     stride, group = get(receive, "stride"), numbers * groups // space
     first = int(group[0]) if len(tiles) else 0
-    held = [
-        _blocks_of(x[:, g * stride : g * stride + k])
-        for g in range(first, int(group[-1]) + 1 if len(tiles) else 0)
-    ]
-    sums = _sums(slots, held, np.repeat(group - first, count), len(consumers.live))
+    behind = int(group[-1]) + 1 if len(tiles) else 0
+
+    def part(p: int) -> Array:
+        held = [_blocks_of(x[:, g * stride + p * k :][:, :k]) for g in range(first, behind)]
+        return _sums(slots, held, np.repeat(group - first, count), len(consumers.live))
+
+    sums = part(0)
+    if get(multiply, "k_parts", 1) > 1:
+        sums = np.concatenate([sums[..., :8], part(1)[..., 8:]], -1)
     if scale is not None:
         sums = sums * scale[..., None]
     sink = RowSink(consumers, row, row.operand(emit.operands[0]))
@@ -58,7 +62,7 @@ def _await_reads(consumers: "Consumers", row: RowPlan, segment: Any, tiles: Arra
         if name_of(op) == "tile.residual":
             for base in get(op, "bases"):
                 yield from consumers.await_(
-                    row.operand(op.operands[2]), rows_of(segment, tiles) + base
+                    row.operand(list(op.operands)[-1]), rows_of(segment, tiles) + base
                 )
 
 

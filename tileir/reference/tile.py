@@ -169,6 +169,7 @@ class TileExecutor:
 
     def _weights_of_tape(self, op: Any, number: int, sink: "_Sink") -> None:
         x, scale = self._x(op)
+        parts = get(op, "k_parts")
         first, behind = get(op, "tile_base"), get(op, "tile_base") + get(op, "tiles")
         groups, k, (_, stride) = get(op, "groups"), get(op, "k"), get(op, "x", [0, 0])
         space = sum(get(o, "tiles") for o in walk(op, "tile.segment"))
@@ -179,10 +180,12 @@ class TileExecutor:
                 if low >= high:
                     continue
                 tiles = np.arange(low, high) - at
-                begin = g * stride
+                # Half hi meets the second part of K, if there are two.
+                begins = g * stride, g * stride + (parts - 1) * k
                 halves = [self._half(op, number, i, segment, tiles, h) for h in (0, 2)]
                 sums = [
-                    (x[:, begin : begin + k] @ m.T).reshape(len(x), len(tiles), 8) for m in halves
+                    (x[:, begin : begin + k] @ m.T).reshape(len(x), len(tiles), 8)
+                    for begin, m in zip(begins, halves, strict=True)
                 ]
                 if scale is not None:
                     sums = [s * scale[..., None] for s in sums]

@@ -36,6 +36,16 @@ def fed_slots(slots: int) -> int:
     return slots // 4
 
 
+def choose_k_parts(tiles: int, blocks: int, sms: int, warps: int) -> int:
+    """How many parts K has: two make twice as many tiles of half the blocks, if the most of an SM is less then.
+
+    A part gives each of an SM's `warps` two blocks at least: with one, more tiles are more work.
+    """
+    one, two = (-(-tiles * parts // sms) for parts in (1, 2))
+    enough = blocks >= 2 * 2 * warps
+    return 2 if enough and two < 2 * one and two <= MAX_TILES_PER_SM else 1
+
+
 def next_rotation(rotation: int, tasks: int, sms: int) -> int:
     """Where the next stage's assignment starts: where this one's remainder ended."""
     return (rotation - tasks) % sms

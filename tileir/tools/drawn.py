@@ -56,8 +56,10 @@ def _shapes(recipes: Sequence[dict[str, Any]]) -> dict[str, tuple[int, ...]]:
             most = row.get("experts", (0, 0))[1]
             for segment in row["segments"]:
                 for half in (segment["lo"], segment["hi"]):
-                    experts, rows, k = streamed.get(half["tensor"], (0, 0, row["k"]))
-                    # A view says itself where experts begin.
+                    # A view of columns says how long rows are, and any where experts begin.
+                    *_, down, along = half.get("view") or (row["k"], 1)
+                    size = down if along == 1 else row["k"]
+                    experts, rows, k = streamed.get(half["tensor"], (0, 0, size))
                     experts = max(experts, 0 if half.get("view") else most)
                     streamed[half["tensor"]] = experts, max(rows, _rows(segment, half, k)), k
         for entry in recipe["constants"]:
