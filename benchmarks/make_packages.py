@@ -22,6 +22,7 @@ TINY: dict[str, dict[str, Any]] = {
     "tiny-biased": {"attention_bias": True},
     "tiny-one-kv-head": {"num_key_value_heads": 1},
     "tiny-wide-heads": {"head_dim": 128},
+    "tiny-k-parts": {"intermediate_size": 2048},
     "tiny-grouped": {"num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 128},
     "tiny-odd": {"hidden_size": 144, "intermediate_size": 200, "vocab_size": 994},
     "tiny-no-tiles": {"hidden_size": 124, "intermediate_size": 202, "vocab_size": 1001},
