@@ -244,7 +244,7 @@ class Kernel:
         return b.eq(self.epoch, self.arg["traced_epoch"])
 
     def _mark_at(self, number: int) -> Value:
-        row = self.sm * (self.arg["rows"] + 1) + self.row
+        row = b.here(self.sm) * (self.arg["rows"] + 1) + self.row
         return b.at(self.arg["trace"], b.i64(row) * (8 * len(MARKS)), 8 * number)
 
     def wait_full(self, ring: Ring, slot: Value, parity: Value) -> None:
