@@ -71,6 +71,10 @@ BASES = {
         (Request(TEXT[:3], 2),),
         {},
     ),
+    # A linear with K in two parts.
+    "halves": Base(
+        lambda: tiny_llama(num_hidden_layers=1, hidden_size=80, intermediate_size=512), SHORT, {}
+    ),
     # Packets that every SM reads whole in two replicas.
     "copied": Base(
         lambda: tiny_llama(num_hidden_layers=1),
@@ -230,6 +234,11 @@ MODULE: dict[str, tuple[str, Edit]] = {
     "a part that nobody makes": (
         "parts",
         on(1, sub(r'.*engine.row.*"attention_0", "linear_0"\].*\n', "")),
+    ),
+    "a multiply of one part of K": ("halves", sub("k_parts = 2 : i64, ", "", 1)),
+    "halves of K that are gated": (
+        "halves",
+        sub(r"tile.join(.*?\)) :", r'tile.glu\1 {activation = "silu"} :', 1),
     ),
     "replicas that overlap": ("dense", sub(r"replicas = 1", "replicas = 2", 1)),
     "records of one GPU": ("parts", sub("x8x2xi32", "x4x2xi32")),

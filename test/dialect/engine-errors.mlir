@@ -25,3 +25,8 @@
   // expected-error @below {{no body 'nowhere'}}
   "engine.row"() {body = "nowhere", names = [], phase = 0 : i64, rotation = 0 : i64, stage = 0 : i64, tile_base = 0 : i64, weights = []} : () -> ()
 }) {index = 0 : i64, devices = 1 : i64, sequences = 1 : i64, page = 0 : i64, sms = 4 : i64, consumer_warps = 4 : i64, tokens = 1 : i64, context = 8 : i64, vocabulary = 16 : i64} : () -> ()
+
+// -----
+
+// expected-error @below {{3 parts of K}}
+"engine.multiply"() {k = 64 : i64, k_parts = 3 : i64, tiles = 4 : i64, ring = "tape", source = "tape"} : () -> ()

@@ -91,3 +91,43 @@ func.func @caps(%v: f32) {
   %a, %b = "tile.softcap"(%v, %v) {cap = -1.0 : f64} : (f32, f32) -> (f32, f32)
   return
 }
+
+// -----
+
+!x = tensor<1x64xbf16, "channel">
+func.func @parts_of_three(%x: !x) {
+  // expected-error @below {{groups are ≥ 1, k_parts 1 or 2}}
+  %y = "tile.contract"(%x) ({
+    ^bb0(%v: f32):
+      "tile.yield"(%v) : (f32) -> ()
+    }, {
+    ^bb0:
+      "tile.segment"() ({
+      ^bb0(%lo: f32, %hi: f32):
+        "tile.publish"(%lo, %hi) {bases = array<i64: 0, 8>} : (f32, f32) -> ()
+        "tile.yield"() : () -> ()
+      }) {tiles = 4 : i64, inner = 4 : i64, step = 16 : i64, outer = 0 : i64, sources = array<i64: 0, 0, 0, 8>} : () -> ()
+      "tile.yield"() : () -> ()
+    }) {weights = ["w"], k = 64 : i64, groups = 1 : i64, k_parts = 3 : i64, tile_base = 0 : i64, tiles = 4 : i64} : (!x) -> !x
+  return
+}
+
+// -----
+
+!x = tensor<1x64xbf16, "channel">
+func.func @parts_not_joined(%x: !x) {
+  // expected-error @below {{two K parts are joined, and nothing else}}
+  %y = "tile.contract"(%x) ({
+    ^bb0(%v: f32):
+      "tile.yield"(%v) : (f32) -> ()
+    }, {
+    ^bb0:
+      "tile.segment"() ({
+      ^bb0(%lo: f32, %hi: f32):
+        "tile.publish"(%lo, %hi) {bases = array<i64: 0, 8>} : (f32, f32) -> ()
+        "tile.yield"() : () -> ()
+      }) {tiles = 4 : i64, inner = 4 : i64, step = 16 : i64, outer = 0 : i64, sources = array<i64: 0, 0, 1, 0>} : () -> ()
+      "tile.yield"() : () -> ()
+    }) {weights = ["w", "w"], k = 32 : i64, groups = 1 : i64, k_parts = 2 : i64, tile_base = 0 : i64, tiles = 4 : i64} : (!x) -> !x
+  return
+}

@@ -50,6 +50,8 @@ CASES = {
     "llama": llama_case,
     "llama tied": lambda: llama_case(tie_word_embeddings=True),
     "llama with biases": lambda: llama_case(attention_bias=True),
+    # Five tiles of rows on four SMs: K of the last linear is in two parts.
+    "two parts of K": lambda: llama_case(hidden_size=80, intermediate_size=512),
     "one kv head": lambda: llama_case(num_key_value_heads=1),
     "odd sizes": lambda: llama_case(hidden_size=48, intermediate_size=104, vocab_size=131),
     "no whole tiles": lambda: llama_case(hidden_size=60, intermediate_size=90, vocab_size=131),

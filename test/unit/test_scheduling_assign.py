@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tileir.scheduling.assign import (
     MAX_SPLITS,
     MAX_TILES_PER_SM,
+    choose_k_parts,
     next_rotation,
     ranges,
     shares,
@@ -31,6 +32,20 @@ def tasks_of(tasks: int, rotation: int, sms: int) -> list[range]:
 def test_every_task_runs_once(tasks: int, rotation: int, sms: int) -> None:
     found = sorted(task for mine in tasks_of(tasks, rotation, sms) for task in mine)
     assert found == list(range(tasks))
+
+
+@given(st.integers(1, 4000), st.integers(1, 1000), SMS, st.integers(1, 28))
+def test_two_parts_of_k_leave_no_sm_more(tiles: int, blocks: int, sms: int, warps: int) -> None:
+    """Whoever has most has less with two parts, or K stays whole."""
+    parts = choose_k_parts(tiles, blocks, sms, warps)
+    whole, halves = (int(shares(tiles * n, 0, sms)[1].max()) for n in (1, 2))
+    assert parts in (1, 2)
+    if parts == 2:
+        assert halves / 2 < whole
+        assert halves <= MAX_TILES_PER_SM
+        assert blocks / 2 >= 2 * warps
+    elif halves / 2 < whole:
+        assert halves > MAX_TILES_PER_SM or blocks / 2 < 2 * warps
 
 
 @given(TASKS, st.integers(0, 1000), SMS)

@@ -54,6 +54,8 @@ def describe_contract(op: Any, number: Callable[[Any], int]) -> dict[str, Any]:
         "tiles": first,
         "sums": get(multiply, "tiles"),
         "k": k // parts if k % parts == 0 else k,
+        "k_parts": parts,
+        "joins": tuple(any(walk(o, "tile.join")) for o in walk(emit, "tile.segment")),
         "out": number(out),
         "source": source,
         "groups": groups if source == "tape" else 1,

@@ -88,14 +88,6 @@ def _check_program(op: Any, program: list[str]) -> None:
                 "one source of weights for loaders and consumers",
                 body,
             )
-        parts = get(multiply, "k_parts", 1)
-        joins = [next(walk(o, "tile.join"), None) is not None for o in walk(op, "tile.segment")]
-        if joins != [parts == 2] * len(joins):
-            raise fault(
-                f"{body} multiplies in {parts} parts of K, and {sum(joins)} of its {len(joins)} segments join two",
-                "a join in every segment of two parts of K, and in no other",
-                body,
-            )
 
 
 def _text(op: Any) -> str:

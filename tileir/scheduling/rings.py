@@ -135,6 +135,13 @@ def _check_k(row: Row, fill: Stream, drain: Stream) -> None:
             fill,
             drain,
         )
+    if row.body.joins != (row.body.k_parts == 2,) * len(row.body.joins):
+        raise fault(
+            f"in {row} K has parts: {row.body.k_parts}; segments that add the halves of tiles: "
+            f"{sum(row.body.joins)} of {len(row.body.joins)}",
+            "sums of both parts where there are two, and nowhere else",
+            row,
+        )
 
 
 def _check_experts(problem: Problem, row: Row, ring: Ring, fill: Stream, drain: Stream) -> None:
