@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -164,14 +165,17 @@ def _fitting(plan: Plan) -> tuple[Plan, str, Assembled]:
     """
     if plan.trace_bytes:
         plain, *_ = _fitting(replace(plan, trace_bytes=0))
-        plan = replace(plain, trace_bytes=plan.trace_bytes)
+        return _assembled(replace(plain, trace_bytes=plan.trace_bytes))
+    for blocks, words in product(range(plan.blocks, 0, -1), (plan.early_words, 0)):
+        found = _assembled(replace(plan, blocks=blocks, early_words=words))
+        if not found[2].spill_bytes:
+            break
+    return found
+
+
+def _assembled(plan: Plan) -> tuple[Plan, str, Assembled]:
     ptx = to_ptx(kernel_module(plan))
     _, facts = assemble(ptx, plan.target)
-    if facts[DECODE].spill_bytes and not plan.trace_bytes:
-        if plan.early_words:
-            return _fitting(replace(plan, early_words=0))
-        if plan.blocks > 1:
-            return _fitting(replace(plan, blocks=1))
     return plan, ptx, facts[DECODE]
 
 
