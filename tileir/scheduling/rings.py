@@ -141,6 +141,7 @@ def _check_k(row: Row, fill: Stream, drain: Stream) -> None:
             f"{sum(row.body.joins)} of {len(row.body.joins)}",
             "sums of both parts where there are two, and nowhere else",
             row,
+            drain,
         )
 
 
