@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from tileir.codegen.kernel import CONSTANTS, MAILBOX_TOKENS, MARKS, STOPPED, WAIT_CODES, Control
+from tileir.codegen.layout import CONSTANTS, MAILBOX_TOKENS, MARKS, STOPPED, WAIT_CODES, Control
 from tileir.codegen.plan import Plan, read_plan
 from tileir.codegen.ptx import DECODE, PACK, Assembled, assemble, kernel_module, to_ptx
 from tileir.codegen.reads import row_reads

@@ -8,7 +8,7 @@ import pytest
 
 import tileir
 from test.models import arrays, tiny_llama, tiny_mla, tiny_moe
-from tileir.codegen.kernel import CONSTANTS
+from tileir.codegen.layout import CONSTANTS
 from tileir.codegen.ptx import DECODE, assemble
 from tileir.errors import TileirError
 from tileir.frontends.torch_export import export_decode

@@ -10,7 +10,7 @@ import pytest
 
 import tileir
 from test.models import tiny_llama
-from tileir.codegen.kernel import MARKS, STEP_MARKS
+from tileir.codegen.layout import MARKS, STEP_MARKS
 from tileir.errors import TileirError
 from tileir.frontends.torch_export import export_decode
 from tileir.tools import cli

@@ -7,7 +7,8 @@ from tileir.codegen.attend import Attend
 from tileir.codegen.combine import combine
 from tileir.codegen.contract import contract, reduce_best
 from tileir.codegen.exchange import poll_at, publish_pair
-from tileir.codegen.kernel import CHOICE, FINISHED, HEART, MAILBOX_TOKENS, Kernel, dead
+from tileir.codegen.kernel import Kernel, dead
+from tileir.codegen.layout import CHOICE, FINISHED, HEART, MAILBOX_TOKENS
 from tileir.codegen.plan import Body
 from tileir.codegen.rows import rows
 from tileir.dialect.attributes import get, name_of, shape_of

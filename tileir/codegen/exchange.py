@@ -9,7 +9,8 @@ from functools import partial, reduce
 from typing import Any
 
 from tileir.codegen import builder as b
-from tileir.codegen.kernel import PACKET, Kernel, Outlet
+from tileir.codegen.kernel import Kernel, Outlet
+from tileir.codegen.layout import PACKET
 from tileir.mlir import arith
 
 Value = Any

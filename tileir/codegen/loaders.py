@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tileir.codegen import builder as b
-from tileir.codegen.kernel import EMPTY, FINISHED, LOADED, WINDOW, Kernel, dead
+from tileir.codegen.kernel import Kernel, dead
+from tileir.codegen.layout import EMPTY, FINISHED, LOADED, WINDOW
 from tileir.codegen.plan import Body, Ring
 from tileir.dialect.attributes import get, name_of
 from tileir.dialect.tile import padded

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tileir.codegen import kernel, packing
+from tileir.codegen import layout, packing
 from tileir.codegen.builder import both, eq, if_, set_max_registers, ult
 from tileir.codegen.consumer import consumer
 from tileir.codegen.kernel import Kernel
@@ -90,7 +90,7 @@ def _skeleton(target: Target, threads: int) -> str:
     return f"""module attributes {{gpu.container_module}} {{
 gpu.module @kernels [#nvvm.target<O = 3, chip = "{target.chip}", features = "+ptx{target.ptx}">] {{
   llvm.mlir.global external @smem() {{addr_space = 3 : i32, alignment = 128 : i64}} : !llvm.array<0 x i8>
-  gpu.func @{DECODE}({signature(kernel.ARGUMENTS)}) kernel
+  gpu.func @{DECODE}({signature(layout.ARGUMENTS)}) kernel
     attributes {{nvvm.reqntid = array<i32: {threads}, 1, 1>, nvvm.minctasm = 1 : i32}} {{
     gpu.return
   }}

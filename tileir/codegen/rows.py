@@ -10,7 +10,8 @@ from typing import Any
 
 from tileir.codegen import builder as b
 from tileir.codegen.exchange import poll_pair, publish_pair
-from tileir.codegen.kernel import SQUARES, Kernel
+from tileir.codegen.kernel import Kernel
+from tileir.codegen.layout import SQUARES
 from tileir.codegen.plan import Body
 from tileir.dialect.attributes import get, name_of, shape_of, static_shape, walk
 from tileir.dialect.tile_attend import statements_on

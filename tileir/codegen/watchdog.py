@@ -12,16 +12,8 @@ host stops does the last part alone.
 from typing import Any
 
 from tileir.codegen import builder as b
-from tileir.codegen.kernel import (
-    DEAD,
-    FINISHED,
-    HEART,
-    HUNG,
-    LATE,
-    LOADED,
-    SLEEP_NS,
-    Kernel,
-)
+from tileir.codegen.kernel import Kernel
+from tileir.codegen.layout import DEAD, FINISHED, HEART, HUNG, LATE, LOADED, SLEEP_NS
 from tileir.dialect.attributes import get
 
 Value = Any
