@@ -10,6 +10,7 @@ import tileir
 from test.models import arrays, tiny_llama, tiny_mla, tiny_moe
 from tileir.codegen.layout import CONSTANTS
 from tileir.codegen.ptx import DECODE, assemble
+from tileir.codegen.weights import early_turns
 from tileir.errors import TileirError
 from tileir.frontends.torch_export import export_decode
 from tileir.package import Package
@@ -66,6 +67,24 @@ def test_the_second_window_is_there_where_it_is_narrower() -> None:
     assert h200.ptx.count("mbarrier.test_wait") == 2  # of weights and of old rows
     assert h200.manifest["launch"]["fed_window"] < h200.manifest["launch"]["tape_window"]
     assert h200.manifest["launch_limits"]["fed_window"] == [1, 12]
+
+
+@pytest.mark.parametrize(
+    ("words", "packets", "turns", "slots", "found"),
+    [
+        (60, 4, 8, 11, 6),  # x of 4096 values by 512 threads
+        (60, 14, 28, 11, 4),  # of 14336
+        (60, 40, 40, 11, 3),  # of more than are polled at once
+        (60, 2, 1, 12, 1),  # a tile gives a warp one block
+        (60, 1, 0, 12, 0),
+        (60, 4, 8, 3, 2),  # a ring of three slots
+        (0, 4, 8, 11, 2),
+    ],
+)
+def test_blocks_wait_for_x_in_registers_that_packets_leave(
+    words: int, packets: int, turns: int, slots: int, found: int
+) -> None:
+    assert early_turns(words, packets, turns, slots) == found
 
 
 def test_attention_takes_fewer_rows_at_once_where_registers_run_out(

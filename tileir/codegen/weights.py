@@ -28,6 +28,16 @@ def part(k: Kernel, tile: Value, warp: Any, static: int = 0) -> Value:
     return b.at(k.smem, (tile * warps + warp) * 64, k.plan.part_offset + static)
 
 
+def early_turns(words: int, packets: int, turns: int, slots: int) -> int:
+    """How many blocks a warp asks for before x is there, of the `turns` that every warp has in the first tile.
+
+    Of `words` registers a thread some take what comes of x, `packets`. While blocks wait there, the ring of `slots`
+    takes as many slots more of the stages behind; one has to be left.
+    """
+    left = words - PACKET_WORDS * min(packets, POLLED)
+    return min(max(TURNS, left // BLOCK_WORDS), turns, slots - 1)
+
+
 class Weights:
     """The tape's blocks, as a warp takes them: block w of every slot is warp w's."""
 
@@ -39,20 +49,11 @@ class Weights:
         self.apart = get(op, "k") * 2 if get(op, "k_parts", 1) > 1 else 0
         self.mine = k.warp * BLOCK_BYTES + k.lane * 16
         self.fragment = b.at(k.smem, (k.lane & 3) * 16, k.plan.x_offset)
-        self.early = self._early(-(-received // (2 * k.plan.threads)))
+        packets, turns = -(-received // (2 * k.plan.threads)), self.blocks // self.warps
+        self.early = early_turns(k.plan.early_words, packets, turns, self.ring.slots)
         # Of x: the first word that was read, and the clock behind it.
         self.read: Value | None = None
         self.met: Value | None = None
-
-    def _early(self, packets: int) -> int:
-        """How many turns are asked for before x is there, of those that every warp has in the first tile.
-
-        Registers hold them beside what comes of x, `packets` a thread; while they wait, the ring takes as many slots
-        more of the stages behind.
-        """
-        words = self.k.plan.early_words - PACKET_WORDS * min(packets, POLLED)
-        fit = max(TURNS, words // BLOCK_WORDS)
-        return min(fit, self.blocks // self.warps, self.ring.slots - 1)
 
     def ask_early(self, slot: Value, parity: Value) -> list[Value]:
         """The first tile's first blocks, if there is a tile: slot and parity behind them, then their words."""
