@@ -189,14 +189,10 @@ RELAXED: dict[str, Any] = {
 
 
 def here(value: Value) -> Value:
-    """The i32 value, known only from here on: what is made of it stays in the loop and holds no registers outside."""
-    return llvm.inline_asm(value.type, [value], "mov.u32 $0, $1;", "=r,r", has_side_effects=True)
-
-
-def held(pointer: Value) -> Value:
-    """The pointer, computed here and kept in registers."""
-    text = "mov.b64 $0, $1;"
-    return llvm.inline_asm(pointer.type, [pointer], text, "=l,l", has_side_effects=True)
+    """The i32 or pointer, known only from here on: what is made of it is made behind this place, registers with it."""
+    size, kind = ("u32", "r") if value.type == type_of("i32") else ("b64", "l")
+    text = f"mov.{size} $0, $1;"
+    return llvm.inline_asm(value.type, [value], text, f"={kind},{kind}", has_side_effects=True)
 
 
 def assembled(name: str, value: int) -> Value:

@@ -23,7 +23,7 @@ def contract(k: Kernel, body: Body, slot: Value, parity: Value) -> list[Value]:
     first, count = k.share(get(multiply, "tiles"))
     # What the epilogue adds is older than x: asked for first, it is there when x is.
     words = _fetch(k, body, first, count)
-    weights = Weights(k, multiply, get(body.find("engine.receive"), "k"), count)
+    weights = Weights(k, multiply, count)
     slot, parity, *blocks = weights.ask_early(slot, parity)
     norm = _receive(k, body)
     received = k.clock()

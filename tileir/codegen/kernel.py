@@ -355,7 +355,7 @@ class Kernel:
     def memory_held(self) -> Iterator[None]:
         """Shared memory's address stays in a register within: the symbol's would be computed in each turn of a loop."""
         before = self.smem, self.scratch
-        self.smem = b.held(self.smem)
+        self.smem = b.here(self.smem)
         self.scratch = b.at(self.smem, None, self.plan.scratch_offset)
         yield
         self.smem, self.scratch = before

@@ -41,15 +41,16 @@ def early_turns(words: int, packets: int, turns: int, slots: int) -> int:
 class Weights:
     """The tape's blocks, as a warp takes them: block w of every slot is warp w's."""
 
-    def __init__(self, k: Kernel, op: Any, received: int, count: Value) -> None:
+    def __init__(self, k: Kernel, op: Any, count: Value) -> None:
         self.k, self.count = k, count
         self.ring, self.warps = k.plan.rings[get(op, "ring")], k.plan.warps
-        self.blocks = padded(get(op, "k")) // 32
+        size, parts = get(op, "k"), get(op, "k_parts", 1)
+        self.blocks = padded(size) // 32
         # Bytes from what half lo of a tile meets of x to what half hi does; 0 if they meet the same.
-        self.apart = get(op, "k") * 2 if get(op, "k_parts", 1) > 1 else 0
+        self.apart = size * 2 * (parts - 1)
         self.mine = k.warp * BLOCK_BYTES + k.lane * 16
         self.fragment = b.at(k.smem, (k.lane & 3) * 16, k.plan.x_offset)
-        packets, turns = -(-received // (2 * k.plan.threads)), self.blocks // self.warps
+        packets, turns = -(-size * parts // (2 * k.plan.threads)), self.blocks // self.warps
         self.early = early_turns(k.plan.early_words, packets, turns, self.ring.slots)
         # Of x: the first word that was read, and the clock behind it.
         self.read: Value | None = None
@@ -62,7 +63,7 @@ class Weights:
             loads, slot_, parity_ = self._ask(self.early, slot, parity)
             return [slot_, parity_, *(word for load in loads for word in load)]
 
-        none = [slot, parity, *[b.const(0)] * (8 * self.early)]
+        none = [slot, parity, *[b.const(0)] * (BLOCK_WORDS * self.early)]
         return b.if_(b.ne(self.count, 0), ask, lambda: none, ["i32"] * len(none))
 
     def _ask(
@@ -105,7 +106,8 @@ class Weights:
         """All tiles by x, given what ask_early did; every warp flushes its sums at the end of each tile."""
         k, warps, blocks = self.k, self.warps, self.blocks
         zero = [b.const(0.0, "f32")] * 8
-        early = [list(words[8 * n : 8 * n + 8]) for n in range(self.early)]
+        starts = range(0, BLOCK_WORDS * self.early, BLOCK_WORDS)
+        early = [list(words[at : at + BLOCK_WORDS]) for at in starts]
         sums = self._add(zero, early, k.warp)
         self.met = k.meeting_clock(self.read)
 

@@ -120,7 +120,6 @@ class ContractOp(Tile.Operation, name="contract"):
         source = source_of(op)
         parts = get(op, "k_parts")
         reached = offset + (groups - 1) * stride + k * parts
-        joins = [_begins_with_join(o) for o in segments]
         taken = source == "tape" and divides(groups, space)
         return first_failure(
             op,
@@ -131,7 +130,10 @@ class ContractOp(Tile.Operation, name="contract"):
                     parts == 1 or (source == "tape" and groups == 1 and padded(k) == k),
                     "K parts are of whole blocks, and of weights from the tape",
                 ),
-                (joins == [parts == 2] * len(joins), "two K parts are joined, and nothing else"),
+                (
+                    all(joins_of(o) == (0,) * (parts - 1) for o in segments),
+                    "two K parts are joined, and nothing else",
+                ),
                 (
                     "x" in op.operation.attributes or shape_of(x)[-1] == k * parts,
                     f"x of {shape_of(x)} for K of {k}",
@@ -149,9 +151,10 @@ class ContractOp(Tile.Operation, name="contract"):
         )
 
 
-def _begins_with_join(segment: Any) -> bool:
-    (block,) = segment.operation.regions[0].blocks
-    return name_of(block.operations[0]) == "tile.join"
+def joins_of(segment: Any) -> tuple[int, ...]:
+    """Which of a segment's operations, counted from 0, are `tile.join`."""
+    names = [name_of(o) for o in segment.operation.regions[0].blocks[0]]
+    return tuple(i for i, name in enumerate(names) if name == "tile.join")
 
 
 def source_of(op: Any) -> str:

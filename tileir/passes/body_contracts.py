@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tileir.dialect.attributes import get, walk
-from tileir.dialect.tile import HALF_ROWS
+from tileir.dialect.tile import HALF_ROWS, joins_of
 from tileir.passes.dataflow import channel_size
 from tileir.scheduling.problem import OwnRow, Places, Whole
 
@@ -55,7 +55,7 @@ def describe_contract(op: Any, number: Callable[[Any], int]) -> dict[str, Any]:
         "sums": get(multiply, "tiles"),
         "k": k // parts if k % parts == 0 else k,
         "k_parts": parts,
-        "joins": tuple(any(walk(o, "tile.join")) for o in walk(emit, "tile.segment")),
+        "joins": tuple(joins_of(o) for o in walk(emit, "tile.segment")),
         "out": number(out),
         "source": source,
         "groups": groups if source == "tape" else 1,

@@ -149,15 +149,15 @@ class Body:
     tasks: of a row; space: of the whole stage; of experts, both of one expert; of a state's rows, both tiles of
     positions. tiles: what a contract's segments describe of the space; sums: of how many tiles multiply leaves sums; k:
     values that a tile, or a half with its part of K, meets of what is received of x; k_parts: how many such parts there
-    are; joins: of each segment, whether it adds halves. source: what a contract streams, "tape", "experts" or "rows".
-    groups: equal parts of the space that meet x by themselves. slots: experts of a token. waits: what SMs poll; reads:
-    what a task polls; writes: what a task publishes into channel `out`. records: every SM leaves a record in `out`, of
-    the best of `offers`. chooses: channels whose records of every SM are awaited, to make the "token" or the "draft".
-    chosen: the body needs the token just chosen. choice: what the body chooses and publishes. alone: when one split
-    takes all old rows; then attention publishes `finishes`, by group, instead of `writes`, and a combine does nothing.
-    own: where channels have the step's own rows of what `fills` streams. released, acquired: states that the body's
-    fences cover. program: the consumers' operations, in order; places: where they stand. text: all of it, as IR, if
-    there are several GPUs.
+    are; joins: of each segment, which operations add halves. source: what a contract streams, "tape", "experts" or
+    "rows". groups: equal parts of the space that meet x by themselves. slots: experts of a token. waits: what SMs poll;
+    reads: what a task polls; writes: what a task publishes into channel `out`. records: every SM leaves a record in
+    `out`, of the best of `offers`. chooses: channels whose records of every SM are awaited, to make the "token" or the
+    "draft". chosen: the body needs the token just chosen. choice: what the body chooses and publishes. alone: when one
+    split takes all old rows; then attention publishes `finishes`, by group, instead of `writes`, and a combine does
+    nothing. own: where channels have the step's own rows of what `fills` streams. released, acquired: states that the
+    body's fences cover. program: the consumers' operations, in order; places: where they stand. text: all of it, as IR,
+    if there are several GPUs.
     """
 
     name: str
@@ -168,7 +168,7 @@ class Body:
     sums: int = 0
     k: int = 0
     k_parts: int = 1
-    joins: tuple[bool, ...] = ()
+    joins: tuple[tuple[int, ...], ...] = ()
     out: int | None = None
     source: str = "tape"
     groups: int = 1

@@ -135,11 +135,12 @@ def _check_k(row: Row, fill: Stream, drain: Stream) -> None:
             fill,
             drain,
         )
-    if row.body.joins != (row.body.k_parts == 2,) * len(row.body.joins):
+    wrong = [at for at in row.body.joins if at != (0,) * (row.body.k_parts - 1)]
+    if wrong:
         raise fault(
-            f"in {row} K has parts: {row.body.k_parts}; segments that add the halves of tiles: "
-            f"{sum(row.body.joins)} of {len(row.body.joins)}",
-            "sums of both parts where there are two, and nowhere else",
+            f"in {row} K has parts: {row.body.k_parts}; operations of a segment that add the halves of tiles: "
+            f"{', '.join(map(str, wrong[0])) or 'none'}",
+            "sums of both parts where there are two, first of all, and nowhere else",
             row,
             drain,
         )
