@@ -30,7 +30,8 @@ class Target:
     window: copies of a ring on their way at once; their bytes, over a copy's latency, bound the bandwidth.
     fed_window: and no more than so many while at most a quarter of the ring is free: then nobody starves, and
     exchanges need not queue behind copies.
-    spare_window: instead of fed_window, for kernels whose stages are short: they wait for exchanges, not for weights.
+    spare_window, spare_fed_window: instead of these, for kernels whose stages are short: they wait for exchanges, not
+    for weights.
     alone_bytes: old rows of a kv head, keys and values, that one split takes alone at most: more are worth a combine.
     split_bytes: of more, what a split takes at least: with less it is no faster, and more splits are more to combine.
     stream_tbps: measured streaming read, TB/s; hop_us: one packet exchange, µs. Both feed the cost model.
@@ -53,6 +54,7 @@ class Target:
     window: int
     fed_window: int
     spare_window: int
+    spare_fed_window: int
     alone_bytes: int
     split_bytes: int
     stream_tbps: float
@@ -96,6 +98,7 @@ _H100 = Target(
     window=3,
     fed_window=3,
     spare_window=3,
+    spare_fed_window=3,
     alone_bytes=32768,
     split_bytes=16384,
     stream_tbps=3.12,
@@ -119,9 +122,10 @@ TARGETS = {
         replace(
             _H100,
             name="h200",
-            window=6,
+            window=4,
             fed_window=2,
-            spare_window=1,
+            spare_window=3,
+            spare_fed_window=1,
             alone_bytes=65536,
             stream_tbps=4.65,
             packet_us=0.62,
@@ -161,6 +165,7 @@ _WHOLE = {
     "window": (1, 64, 1),
     "fed_window": (1, 64, 1),
     "spare_window": (1, 64, 1),
+    "spare_fed_window": (1, 64, 1),
     "alone_bytes": (0, 1 << 20, 1),
     "split_bytes": (1, 1 << 20, 1),
     "ptx": (0, 999, 1),

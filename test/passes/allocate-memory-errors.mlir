@@ -1,4 +1,8 @@
 // RUN: not tileir-opt %s --pass-pipeline='builtin.module(allocate-memory{target=h100})' 2>&1 | filecheck %s
+// RUN: grep -v 'engine.ring' %s > %t && not tileir-opt %t --pass-pipeline='builtin.module(allocate-memory{target=h100})' 2>&1 | filecheck %s --check-prefix=RING
+
+// RING: engine.device has no ring 'tape'
+// RING: outline-stages puts it: run it first
 
 // 8 tokens of 16384 activations do not fit beside the rings.
 
@@ -8,6 +12,7 @@
 !x = tensor<8x16384xbf16, "channel">
 module attributes {tileir.level = "engine"} {
   "engine.device"() ({
+    "engine.ring"() {sym_name = "tape", slots = 3 : i64, slot_bytes = 16384 : i64, window = 3 : i64, fed_window = 3 : i64} : () -> ()
     "engine.body"() ({
     ^bb0(%in: !x):
       "engine.role"() ({

@@ -7,7 +7,7 @@
 !x = tensor<1x4096xbf16, "channel">
 !table = tensor<128x4096xbf16, "buffer">
 
-// CHECK: tileir.rings = {fed_window = 1 : i64, slot_bytes = 16384 : i64, window = 6 : i64}
+// CHECK: tileir.rings = {fed_window = 1 : i64, slot_bytes = 16384 : i64, window = 3 : i64}
 // H100: tileir.rings = {fed_window = 3 : i64, slot_bytes = 16384 : i64, window = 3 : i64}
 module attributes {tileir.level = "tile"} {
   func.func @short() -> !x {
@@ -36,7 +36,7 @@ module attributes {tileir.level = "tile"} {
 !x = tensor<1x4096xbf16, "channel">
 !table = tensor<128x4096xbf16, "buffer">
 
-// CHECK: tileir.rings = {fed_window = 2 : i64, slot_bytes = 16384 : i64, window = 6 : i64}
+// CHECK: tileir.rings = {fed_window = 2 : i64, slot_bytes = 16384 : i64, window = 4 : i64}
 // H100: tileir.rings = {fed_window = 3 : i64, slot_bytes = 16384 : i64, window = 3 : i64}
 module attributes {tileir.level = "tile"} {
   func.func @long() -> !x {
@@ -64,7 +64,7 @@ module attributes {tileir.level = "tile"} {
 
 // A step of no stages waits for nothing.
 
-// CHECK: tileir.rings = {fed_window = 1 : i64, slot_bytes = 16384 : i64, window = 6 : i64}
+// CHECK: tileir.rings = {fed_window = 1 : i64, slot_bytes = 16384 : i64, window = 3 : i64}
 // H100: tileir.rings = {fed_window = 3 : i64, slot_bytes = 16384 : i64, window = 3 : i64}
 module attributes {tileir.level = "tile"} {
   func.func @empty() {

@@ -94,19 +94,17 @@ class Attend:
             group, split = task // self.splits, task % self.splits
             with k.thread_here(), k.words_again():
                 self._receive(group, split)
-            received = k.clock()
+            k.mark("received")
             k.consumers_meet()
-            # Noted at once: rows leave no registers for clocks.
-            k.note(received=received, met=k.meeting_clock(None))
+            k.mark_met(None)
             *state, slot, parity = self._rows(split, slot, parity)
             with k.thread_here(), k.words_again():
                 self._merge(state)
-                multiplied = k.clock()
+                k.mark("multiplied")
                 k.consumers_meet()
                 # Taken apart once more: while rows are at work, there are registers for the task alone.
                 again = b.here(task)
                 self._publish(again // self.splits, again % self.splits)
-                k.note(multiplied=multiplied)
             k.consumers_meet()
             return [slot, parity]
 

@@ -377,22 +377,15 @@ def clock() -> Value:
     return nvvm.read_ptx_sreg_clock64(results=[type_of("i64")])
 
 
-def clock_low(thread: Value) -> Value:
-    """The low word of the SM's clock, i32, in thread 0, in others 0.
-
-    Of what all threads read, ptxas makes S2UR, which they wait for; a predicate of one thread's makes CS2R of it.
-    """
-    text = "{ .reg .pred p; setp.eq.u32 p, $1, 0; mov.u32 $0, 0; @p mov.u32 $0, %clock; }"
-    return llvm.inline_asm(thread.type, [thread], text, "=r,r", has_side_effects=True)
+def clock_low() -> Value:
+    """The low word of the SM's clock, i32."""
+    return nvvm.read_ptx_sreg_clock(results=[type_of("i32")])
 
 
-def clock_behind(thread: Value, word: Value) -> Value:
+def clock_behind(word: Value) -> Value:
     """As `clock_low`, once a word is there; 0 for a word whose bits are all set, a NaN."""
-    text = (
-        "{ .reg .pred p, q; setp.ne.u32 p, $2, -1; setp.eq.and.u32 q, $1, 0, p; "
-        "mov.u32 $0, 0; @q mov.u32 $0, %clock; }"
-    )
-    return llvm.inline_asm(thread.type, [thread, word], text, "=r,r,r", has_side_effects=True)
+    text = "{ .reg .pred p; setp.ne.u32 p, $1, -1; mov.u32 $0, 0; @p mov.u32 $0, %clock; }"
+    return llvm.inline_asm(word.type, [word], text, "=r,r", has_side_effects=True)
 
 
 def global_timer() -> Value:

@@ -34,11 +34,11 @@ def consumer(k: Kernel) -> None:
         k.position = step * k.arg["stride"] + k.arg["position_base"]
         k.token = carried[4]
         k.row = k.arg["rows"]
-        k.time_step("begin", "begin_timer")
+        k.begin_step()
         *state, _ = b.for_(zero, k.arg["rows"], [*carried, zero], a_row)
         k.row = k.arg["rows"]
         token, go = _finish_step(k, state[4])
-        k.time_step("end", "end_timer")
+        k.end_step()
         return [step + 1, go, *state[:4], token]
 
     def a_row(index: Value, *carried: Value) -> list[Value]:
@@ -50,8 +50,9 @@ def consumer(k: Kernel) -> None:
             b.eq(k.tid, 0),
             lambda: b.store(k.epoch * k.arg["rows"] + index, beat, 4, volatile_=True),
         )
-        k.note(begin=k.clock())
+        k.mark("begin")
         state = _dispatch(k, k.plan.bodies, state)
+        k.note_row()
         return [*state, half ^ 1]
 
     start = [zero, b.const(True, "i1"), zero, zero, zero, zero, token]

@@ -26,13 +26,12 @@ def contract(k: Kernel, body: Body, slot: Value, parity: Value) -> list[Value]:
     weights = Weights(k, multiply, count)
     slot, parity, *blocks = weights.ask_early(slot, parity)
     norm = _receive(k, body)
-    received = k.clock()
+    k.mark("received")
     k.consumers_meet()
     slot, parity = weights.multiply(slot, parity, *blocks)
-    multiplied = k.clock()
+    k.mark("multiplied")
     k.consumers_meet()
     _emit(k, body, first, count, norm, words)
-    k.note(received=received, met=weights.met, multiplied=multiplied)
     return [slot, parity]
 
 

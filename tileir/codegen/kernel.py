@@ -21,10 +21,12 @@ from tileir.codegen.layout import (
     LATE,
     LOADED,
     MARKS,
+    NOTED,
     RECORD,
     RECORD_DATA,
     RECORD_EMPTY,
     RECORD_FULL,
+    ROW_MARKS,
     SLEEP_NS,
     STEP_MARKS,
     Control,
@@ -53,7 +55,8 @@ class Kernel:
     def __init__(self, plan: Plan, arguments: Sequence[Value]) -> None:
         self.plan, self.control = plan, Control(plan)
         self.arg = dict(zip(ARGUMENTS, arguments, strict=True))
-        self.smem = llvm.mlir_addressof(b.type_of("!llvm.ptr<3>"), "smem")
+        # Held in a register: the symbol's address would be computed wherever it is used, from the block's rank.
+        self.smem = b.here(llvm.mlir_addressof(b.type_of("!llvm.ptr<3>"), "smem"))
         self.tid = nvvm.read_ptx_sreg_tid_x()
         self.sm = nvvm.read_ptx_sreg_ctaid_x()
         self.warp, self.lane = self.tid >> 5, self.tid & 31
@@ -124,55 +127,76 @@ class Kernel:
 
     # ---- the trace
 
-    def clock(self) -> Value:
-        """The low word of thread 0's clock, to be noted when nobody waits for its warp; None if nothing is traced."""
-        return b.clock_low(self.tid) if self.plan.trace_bytes else None
+    def mark(self, name: str) -> None:
+        """Thread 0's clock, as this of ROW_MARKS."""
+        if self.plan.trace_bytes:
+            self._first(lambda: b.store(b.clock_low(), self._noted(name), 4))
 
-    def meeting_clock(self, word: Value | None) -> Value:
-        """As `clock`, behind `consumers_meet`: a warp goes on after a barrier until it needs what lies behind it.
+    def mark_met(self, word: Value | None) -> None:
+        """As `mark`, behind `consumers_meet`: a warp goes on after a barrier until it needs what lies behind it.
 
         word: of shared memory, read there; None if nothing is read at once.
         """
-        if not self.plan.trace_bytes:
-            return None
-        if word is None:
-            heart = b.at(self.scratch, None, HEART)
-            word = b.load("i32", heart, 4, volatile_=True)
-        return b.clock_behind(self.tid, word)
 
-    def note(self, **marks: Value) -> None:
-        """Thread 0, in the traced step: these marks of the row go where the host finds them."""
-
-        def write() -> None:
-            for name, value in marks.items():
-                b.store(value, self._mark_at(MARKS.index(name)), 4)
+        def met() -> None:
+            read = word or b.load("i32", b.at(self.scratch, None, HEART), 4, volatile_=True)
+            b.store(b.clock_behind(read), self._noted("met"), 4)
 
         if self.plan.trace_bytes:
-            b.if_(b.both(b.eq(self.tid, 0), self._is_traced), write)
+            self._first(met)
 
-    def time_step(self, clock: str, timer: str) -> None:
-        """Thread 0, in the traced step: the clock and the GPU's timer, as these of STEP_MARKS."""
+    def note_row(self) -> None:
+        """The traced step: what thread 0 has marked of the row goes where the host finds it."""
 
         def write() -> None:
-            for name, value in ((clock, b.clock()), (timer, b.global_timer())):
-                b.store(value, self._mark_at(STEP_MARKS.index(name)), 8)
+            for name in ROW_MARKS:
+                self._note(MARKS.index(name), b.load("i32", self._noted(name), 4))
+            self._forget()
 
         if self.plan.trace_bytes:
-            b.if_(b.both(b.eq(self.tid, 0), self._is_traced), write)
+            self._first(write, self._is_traced)
+
+    def begin_step(self) -> None:
+        """The traced step: its first clocks, and marks of steps that nobody noted are forgotten."""
+        self._note_step("begin", "begin_timer", self._forget)
+
+    def end_step(self) -> None:
+        """The traced step: its last clocks."""
+        self._note_step("end", "end_timer", lambda: None)
 
     def mark_loader(self, name: str) -> None:
         """A loader: the clock of this row."""
         if self.plan.trace_bytes:
-            to = self._mark_at(MARKS.index(name))
-            b.if_(self._is_traced, lambda: b.store(b.i32(b.clock()), to, 4))
+            b.if_(self._is_traced, lambda: self._note(MARKS.index(name), b.clock_low()))
+
+    def _note_step(self, clock: str, timer: str, then: Callable[[], None]) -> None:
+        def write() -> None:
+            self._note(STEP_MARKS.index(clock), b.clock())
+            self._note(STEP_MARKS.index(timer), b.global_timer())
+            then()
+
+        if self.plan.trace_bytes:
+            self._first(write, self._is_traced)
+
+    def _first(self, then: Callable[[], None], also: Value | None = None) -> None:
+        first = b.eq(self.tid, 0)
+        b.if_(first if also is None else b.both(first, also), then)
 
     @property
     def _is_traced(self) -> Value:
         return b.eq(self.epoch, self.arg["traced_epoch"])
 
-    def _mark_at(self, number: int) -> Value:
+    def _noted(self, name: str) -> Value:
+        return b.at(self.scratch, None, NOTED + 4 * ROW_MARKS.index(name))
+
+    def _forget(self) -> None:
+        for name in ROW_MARKS:
+            b.store(b.const(0), self._noted(name), 4)
+
+    def _note(self, number: int, value: Value) -> None:
         row = b.here(self.sm) * (self.arg["rows"] + 1) + self.row
-        return b.at(self.arg["trace"], b.i64(row) * (8 * len(MARKS)), 8 * number)
+        to = b.at(self.arg["trace"], b.i64(row) * (8 * len(MARKS)), 8 * number)
+        b.store(value, to, 4 if value.type == b.type_of("i32") else 8)
 
     def wait_full(self, ring: Ring, slot: Value, parity: Value) -> None:
         """A consumer: until a slot holds data. A kernel that traces counts the clocks of waits, not of looks."""
@@ -183,11 +207,12 @@ class Kernel:
             return
 
         def counted() -> None:
-            before = b.clock_low(self.tid)
+            self._first(lambda: add(b.const(0) - b.clock_low()))
             wait()
-            took = b.clock_low(self.tid) - before
-            mine = b.both(b.eq(self.tid, 0), self._is_traced)
-            b.if_(mine, lambda: b.add_to(self._mark_at(MARKS.index("waited")), took))
+            self._first(lambda: add(b.clock_low()))
+
+        def add(clock: Value) -> None:
+            b.add_to(self._noted("waited"), clock)
 
         full = nvvm.mbarrier_test_wait(barrier, parity, results=[b.type_of("i1")])
         b.if_(b.negate(full), counted)
@@ -350,15 +375,6 @@ class Kernel:
         self.warp, self.lane = self.tid >> 5, self.tid & 31
         yield
         self.tid, self.warp, self.lane = before
-
-    @contextmanager
-    def memory_held(self) -> Iterator[None]:
-        """Shared memory's address stays in a register within: the symbol's would be computed in each turn of a loop."""
-        before = self.smem, self.scratch
-        self.smem = b.here(self.smem)
-        self.scratch = b.at(self.smem, None, self.plan.scratch_offset)
-        yield
-        self.smem, self.scratch = before
 
     @contextmanager
     def words_again(self) -> Iterator[None]:

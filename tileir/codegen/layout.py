@@ -54,8 +54,9 @@ PACKET, EMPTY, WINDOW, FULL, RECORD = WAIT_CODES
 # What a kernel that traces notes of each row on each SM: the low words of clocks, thread 0's first, and of the clocks
 # that it has spent waiting for a ring; what a row has not noted is 0. A row ends where the next one begins.
 # "met" lies behind the barrier after "received".
+ROW_MARKS = ("begin", "received", "met", "multiplied", "waited")
 MARKS = (
-    *("begin", "received", "met", "multiplied", "waited"),
+    *ROW_MARKS,
     *("tape_begin", "tape_end", "state_begin", "state_end"),
 )
 # The row behind the last is the step: its begin and end, each as the SM's clock and the GPU's timer in ns, i64.
@@ -72,6 +73,7 @@ HEART = 792  # i32: changes with every row that consumers begin
 RECORD_FULL, RECORD_EMPTY = 800, 808
 LOADED = 824  # two i32: a loader has ended
 LATE = 832  # i32: waits are reported, and last until the block is dead
+NOTED = 848  # i32 for each of ROW_MARKS: what thread 0 has marked since the row's begin, in a kernel that traces
 SLEEP_NS = 2000
 
 

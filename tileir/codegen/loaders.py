@@ -25,11 +25,6 @@ NO_POSITION = -1
 
 def tape_loader(k: Kernel) -> None:
     """Every step, every row: this SM's weight tiles, and old rows if they pass this ring, as they are consumed."""
-    with k.memory_held():
-        _load_tape(k)
-
-
-def _load_tape(k: Kernel) -> None:
     ring = k.plan.rings["tape"]
     start = b.at(
         k.arg["tape"], b.constant_load("i64", b.at(k.arg["tape_offsets"], b.i64(k.sm) * 8), 8)

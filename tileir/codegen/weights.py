@@ -52,9 +52,8 @@ class Weights:
         self.fragment = b.at(k.smem, (k.lane & 3) * 16, k.plan.x_offset)
         packets, turns = -(-size * parts // (2 * k.plan.threads)), self.blocks // self.warps
         self.early = early_turns(k.plan.early_words, packets, turns, self.ring.slots)
-        # Of x: the first word that was read, and the clock behind it.
+        # The first word of x that was read.
         self.read: Value | None = None
-        self.met: Value | None = None
 
     def ask_early(self, slot: Value, parity: Value) -> list[Value]:
         """The first tile's first blocks, if there is a tile: slot and parity behind them, then their words."""
@@ -109,7 +108,7 @@ class Weights:
         starts = range(0, BLOCK_WORDS * self.early, BLOCK_WORDS)
         early = [list(words[at : at + BLOCK_WORDS]) for at in starts]
         sums = self._add(zero, early, k.warp)
-        self.met = k.meeting_clock(self.read)
+        k.mark_met(self.read)
 
         def tile(t: Value, j: Value, slot: Value, parity: Value, *sums: Value) -> list[Value]:
             start = t * blocks

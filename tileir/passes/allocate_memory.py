@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from tileir.dialect.attributes import element_of, get, located, name_of, put, shape_of, walk
 from tileir.dialect.tile import TILE_ROWS, padded
-from tileir.errors import TileirError
+from tileir.errors import ContractError, TileirError
 from tileir.passes.base import Pass
 from tileir.scheduling.assign import ATTEND_WARPS, MAX_TILES_PER_SM
 from tileir.scheduling.pipeline import (
@@ -31,7 +31,7 @@ class AllocateMemoryPass(Pass):
     """Lay out shared memory, exchange, constants and states.
 
     Before: engine level. After: channels, buffers and states have `offset` in their memory (bytes,
-    multiples of 256), the rings `slots`, both windows, `smem_offset` and `barrier_offset` (full, then
+    multiples of 256), the rings `slots`, a `window` inside them, `smem_offset` and `barrier_offset` (full, then
     empty mbarriers of 8 bytes), the device `x_offset` (a stage's activations, bf16), `part_offset`
     (partial sums, f32), `scratch_offset`, and `smem_bytes`, `exchange_bytes`, `constant_bytes`,
     `state_bytes`. The tape ring is as deep as shared memory allows. With `trace` the device has `trace_bytes` too:
@@ -49,7 +49,7 @@ class AllocateMemoryPass(Pass):
     trace: bool = False
 
     def run(self, module: Any) -> None:
-        """Put the attributes. Raises TileirError, with the bytes, if shared memory is too small."""
+        """Put the attributes. Raises TileirError, with the bytes, if shared memory is too small; ContractError."""
         target = find_target(self.target)
         devices = list(walk(module, "engine.device"))
         shared = _place_peers(devices)
@@ -123,11 +123,18 @@ def _shared(device: Any, target: Target) -> None:
     local_bytes = _up(sum(local_channel_bytes(op) for op in local), 128)
     barriers = _up(BARRIER_BYTES * (MAX_TAPE_SLOTS + STATE_SLOTS), 128)
     fixed = x_bytes + part_bytes + SCRATCH_BYTES + barriers + local_bytes
-    names = [get(op, "sym_name") for op in walk(device, "engine.ring")]
+    ops = {get(op, "sym_name"): op for op in walk(device, "engine.ring")}
+    if "tape" not in ops:
+        raise ContractError(
+            f"{name_of(device)} has no ring 'tape'",
+            location=located(device),
+            hint="outline-stages puts it: run it first",
+        )
+    slot_bytes, most = (get(ops["tape"], name) for name in ("slot_bytes", "window"))
     free = target.smem_bytes - fixed
-    rings = choose_rings(free, target.slot_bytes, target.window, state="state" in names)
+    rings = choose_rings(free, slot_bytes, most, state="state" in ops)
     if rings is None:
-        least = least_ring_bytes(target.slot_bytes, state="state" in names)
+        least = least_ring_bytes(slot_bytes, state="state" in ops)
         raise TileirError(
             f"shared memory: {fixed + least} bytes needed, {target.smem_bytes} available",
             location=located(device) or f"target {target.name!r}",
@@ -136,7 +143,7 @@ def _shared(device: Any, target: Target) -> None:
         )
     depth = {"tape": rings.tape_slots, "state": rings.state_slots}
     window = {"tape": rings.tape_window, "state": rings.state_window}
-    x_offset = sum(depth[name] for name in names) * target.slot_bytes
+    x_offset = sum(depth[name] for name in ops) * slot_bytes
     part_offset = x_offset + x_bytes
     scratch_offset = part_offset + part_bytes
     at, barrier_at = 0, scratch_offset + SCRATCH_BYTES
@@ -144,17 +151,15 @@ def _shared(device: Any, target: Target) -> None:
     for op in local:
         put(op, offset=local_at)
         local_at += local_channel_bytes(op)
-    for op in sorted(walk(device, "engine.ring"), key=lambda o: get(o, "sym_name") != "tape"):
-        name = get(op, "sym_name")
+    for name in sorted(ops, key=lambda n: n != "tape"):
         put(
-            op,
+            ops[name],
             slots=depth[name],
-            slot_bytes=target.slot_bytes,
             window=window[name],
             smem_offset=at,
             barrier_offset=barrier_at,
         )
-        at += depth[name] * target.slot_bytes
+        at += depth[name] * slot_bytes
         barrier_at += depth[name] * BARRIER_BYTES
     put(
         device,

@@ -9,7 +9,7 @@ from tileir.dialect.attributes import get, name_of, put, walk
 from tileir.dialect.tile import TILE_ROWS, padded, source_of
 from tileir.passes.base import Pass
 from tileir.scheduling.assign import next_rotation
-from tileir.scheduling.cost import ELEMENT_BYTES, choose_fed_window
+from tileir.scheduling.cost import ELEMENT_BYTES, choose_windows
 from tileir.scheduling.pipeline import phases, rotations
 from tileir.target import find_target
 
@@ -28,9 +28,9 @@ class SchedulePipelinePass(Pass):
     `tileir.rings`; how many slots fit is allocate-memory's to say. Old rows of states pass the tape's ring, between
     the weights of the stages around them, unless a loader waits for experts or positions that the step chooses: then
     data that the step decides has a ring and a loader of its own. Where a step waits for exchanges rather than for
-    weights, fewer copies are on their way while the ring is fed (`spare_window` of the target).
+    weights, fewer copies are on their way (`spare_window`, `spare_fed_window` of the target).
 
-        module attributes {tileir.rings = {slot_bytes = 16384, window = 6, fed_window = 2}}
+        module attributes {tileir.rings = {slot_bytes = 16384, window = 4, fed_window = 2}}
         "tile.contract"(…) {phase = 1, rotation = 72, …}
     """
 
@@ -61,7 +61,8 @@ class SchedulePipelinePass(Pass):
         rings = {n: getattr(target, n) for n in ("slot_bytes", "window", "fed_window")}
         if ring == "tape":
             count = max(levels, default=0) + 1
-            rings["fed_window"] = choose_fed_window(target, _tape_bytes(stages), count)
+            windows = choose_windows(target, _tape_bytes(stages), count)
+            rings |= zip(("window", "fed_window"), windows, strict=True)
         put(module.operation, **{"tileir.rings": rings})
 
 

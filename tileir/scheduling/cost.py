@@ -26,14 +26,16 @@ def contract_us(target: Target, rows: int, k: int) -> float:
     return stream_us(target, ELEMENT_BYTES * rows * k) + target.hop_us
 
 
-def choose_fed_window(target: Target, tape_bytes: int, phases: int) -> int:
-    """Copies that may be on their way while the tape's ring is fed.
+def choose_windows(target: Target, tape_bytes: int, phases: int) -> tuple[int, int]:
+    """Copies that may be on their way, and while the tape's ring is fed.
 
     tape_bytes: weights of a step, which all SMs share; phases: of a step. Where half a ring holds what a mean phase
     takes, a step waits for exchanges, memory has time to spare, and fewer copies are in the exchanges' way.
     """
     short = tape_bytes <= phases * target.sms * target.slot_bytes * MAX_TAPE_SLOTS // 2
-    return target.spare_window if short else target.fed_window
+    if short:
+        return target.spare_window, target.spare_fed_window
+    return target.window, target.fed_window
 
 
 def attend_us(
