@@ -164,10 +164,19 @@ class Kernel:
         """The traced step: its last clocks."""
         self._note_step("end", "end_timer", lambda: None)
 
-    def mark_loader(self, name: str) -> None:
-        """A loader: the clock of this row."""
+    def loader_clock(self) -> Value:
+        """A loader: the low word of the clock at its row's begin, for `note_loader`; None if nothing is traced."""
+        return b.clock_low() if self.plan.trace_bytes else None
+
+    def note_loader(self, ring: str, began: Value) -> None:
+        """A loader of this ring, the traced step: when it began its row, and that it ends it now."""
+
+        def write() -> None:
+            self._note(MARKS.index(f"{ring}_begin"), began)
+            self._note(MARKS.index(f"{ring}_end"), b.clock_low())
+
         if self.plan.trace_bytes:
-            b.if_(self._is_traced, lambda: self._note(MARKS.index(name), b.clock_low()))
+            b.if_(self._is_traced, write)
 
     def _note_step(self, clock: str, timer: str, then: Callable[[], None]) -> None:
         def write() -> None:

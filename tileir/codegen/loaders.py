@@ -58,7 +58,7 @@ def tape_loader(k: Kernel) -> None:
 
         def a_row(index: Value, *carried: Value) -> list[Value]:
             k.words, k.row = k.row_words(index), index
-            k.mark_loader("tape_begin")
+            began = k.loader_clock()
             found = _by_body(
                 k,
                 states,
@@ -66,7 +66,7 @@ def tape_loader(k: Kernel) -> None:
                 lambda: [*tiles(*carried[:3]), carried[3]],
                 CARRIED,
             )
-            k.mark_loader("tape_end")
+            k.note_loader("tape", began)
             return found
 
         carried = [start, slot, parity, b.const(NO_POSITION)]
@@ -89,7 +89,7 @@ def state_loader(k: Kernel) -> None:
 
     def a_row(index: Value, slot: Value, parity: Value) -> list[Value]:
         k.words, k.row = k.row_words(index), index
-        k.mark_loader("state_begin")
+        began = k.loader_clock()
         found = _by_body(
             k,
             bodies,
@@ -97,7 +97,7 @@ def state_loader(k: Kernel) -> None:
             lambda: [slot, parity],
             ["i32"] * 2,
         )
-        k.mark_loader("state_end")
+        k.note_loader("state", began)
         return found
 
     def a_step(step: Value, _stop: Value, slot: Value, parity: Value) -> list[Value]:
