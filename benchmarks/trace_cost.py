@@ -3,12 +3,14 @@
     python -m benchmarks.trace_cost --make FOLDER [--target h200]         # where there is MLIR
     python -m benchmarks.trace_cost FOLDER --out FILE.json --commit HASH  # on the GPU
 
-Weights are drawn. Both kernels have to give the same bits before any is timed. A record a model and position: medians
-of launches of 64 steps, of which one notes its clocks, and of the traced step itself, the last of 8.
+Weights are drawn. Both kernels have to give the same bits, and the marks of every row have to be there and in their
+order, before any is timed. A record a model and position: medians of launches of 64 steps, of which one notes its
+clocks, and of the traced step itself, the last of 8.
 """
 
 import argparse
 from contextlib import ExitStack, closing
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,6 +21,7 @@ from benchmarks.side_by_side import in_turns, write_measured
 from tileir.package import load_package
 from tileir.runtime.session import CudaSession
 from tileir.tools.drawn import DrawnWeights
+from tileir.tools.trace import Trace
 
 MODELS = ("smollm2-135m", "qwen3-0.6b", "llama-3.2-1b")
 POSITIONS, CONTEXT, TURNS = (32, 1024), 2048, 16
@@ -41,7 +44,7 @@ def make(folder: Path, target: str) -> None:
 
 
 def measure(folder: Path, name: str) -> list[dict[str, Any]]:
-    """The records of a model. Raises AssertionError if a kernel that traces gives other bits."""
+    """The records of a model. Raises AssertionError if a kernel that traces gives other bits, or marks out of order."""
     packages = [load_package(folder / f"{name}-{variant}.tileir") for variant in VARIANTS]
     weights = dict(DrawnWeights(packages[0].packing))
     with ExitStack() as stack:
@@ -49,7 +52,29 @@ def measure(folder: Path, name: str) -> list[dict[str, Any]]:
         ids = np.random.default_rng(0).integers(0, packages[0].manifest["vocabulary"], 24).tolist()
         plain, traced = (session.logits(ids) for session in sessions)
         assert np.array_equal(plain, traced), f"{name}: other bits with tracing"
+        for position in POSITIONS:
+            check(packages[1].manifest, sessions[1].trace(position))
         return [{"model": name, "position": p} | _times(sessions, p) for p in POSITIONS]
+
+
+def check(manifest: dict[str, Any], clocks: np.ndarray) -> None:
+    """Raises AssertionError if a row lacks marks, or has them out of order.
+
+    clocks: [sms, rows + 1, marks] int64, of `CudaSession.trace`.
+    """
+    bodies, marks = manifest["row_bodies"], manifest["marks"]
+    trace = Trace(clocks, marks, bodies, [0] * len(bodies), manifest["stream_tbps"])
+    at = {name: trace.ns[..., i] for i, name in enumerate(marks)}
+    assert not np.isnan(at["begin"]).any(), "rows without a begin"
+    # A row without tasks on an SM has no other marks: NaN, of which no comparison is true.
+    contracts = [i for i, body in enumerate(bodies) if body.startswith("contract")]
+    ends = np.column_stack([at["begin"][:, 1:], np.full(len(clocks), trace.step_ns)])
+    chain = {name: at[name] for name in ("begin", "received", "met", "multiplied")} | {"end": ends}
+    for (one, before), (other, after) in pairwise(chain.items()):
+        assert not np.isnan(before[:, contracts]).any(), f"contractions without {one!r}"
+        assert not (before > after).any(), f"{one!r} behind {other!r}"
+    assert not (at["tape_begin"] > at["tape_end"]).any(), "the tape's loader ends before it begins"
+    assert not (at["waited"] > ends - at["begin"]).any(), "waits for a ring longer than their row"
 
 
 def _times(sessions: list[CudaSession], position: int) -> dict[str, float]:

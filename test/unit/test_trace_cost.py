@@ -22,6 +22,18 @@ class Session(MadeUpSession):
     def time_steps(self, _steps: int, _position: int) -> float:
         return 1.02 if self.traces else 1.0
 
+    def trace(self, _position: int, late: int = 0) -> np.ndarray:
+        """Rows of 1000 clocks; `late` clocks more until a row's warps have met."""
+        m = self.manifest
+        clocks = np.zeros((m["sms"], len(m["table"]) + 1, len(m["marks"])), np.int64)
+        times = {"begin": 1, "received": 400, "met": 500 + late, "multiplied": 800, "waited": 10}
+        rows = np.arange(len(m["table"])) * 1000
+        for name, clock in times.items():
+            at = np.full_like(rows, clock) if name == "waited" else rows + clock
+            clocks[:, :-1, m["marks"].index(name)] = at
+        clocks[:, -1, :4] = 0, 0, rows[-1] + 1000, rows[-1] + 1000
+        return clocks
+
     def step_times(self, steps: int, _position: int) -> np.ndarray:
         return np.array([1.0] * (steps - 2) + [1.05 if self.traces else 1.0])
 
@@ -44,6 +56,26 @@ def test_costs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (record["model"], record["position"]) == ("tiny", position)
         assert record["cost"] == pytest.approx(0.02)
         assert record["step_cost"] == pytest.approx(0.05)
+
+
+def test_marks_out_of_order_are_not_timed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Late(Session):
+        def trace(self, position: int, late: int = 301) -> np.ndarray:
+            return super().trace(position, late)
+
+    class Lost(Session):
+        def trace(self, position: int, late: int = 0) -> np.ndarray:
+            clocks = super().trace(position, late)
+            clocks[7, 1, self.manifest["marks"].index("received")] = 0
+            return clocks
+
+    for session, said in (
+        (Late, "'met' behind 'multiplied'"),
+        (Lost, "contractions without 'received'"),
+    ):
+        monkeypatch.setattr(trace_cost, "CudaSession", session)
+        with pytest.raises(AssertionError, match=said):
+            trace_cost.measure(folder, "tiny")
 
 
 def test_other_bits_are_not_timed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
