@@ -68,7 +68,7 @@ def check(manifest: dict[str, Any], clocks: np.ndarray) -> None:
     assert not np.isnan(at["begin"]).any(), "rows without a begin"
     # A row without tasks on an SM has no other marks: NaN, of which no comparison is true.
     contracts = [i for i, body in enumerate(bodies) if body.startswith("contract")]
-    ends = np.column_stack([at["begin"][:, 1:], np.full(len(clocks), trace.step_ns)])
+    ends = trace.ends()
     chain = {name: at[name] for name in ("begin", "received", "met", "multiplied")} | {"end": ends}
     for (one, before), (other, after) in pairwise(chain.items()):
         assert not np.isnan(before[:, contracts]).any(), f"contractions without {one!r}"

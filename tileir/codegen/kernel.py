@@ -153,16 +153,20 @@ class Kernel:
                 self._note(MARKS.index(name), b.load("i32", self._noted(name), 4))
             self._forget()
 
-        if self.plan.trace_bytes:
-            self._first(write, self._is_traced)
+        self._first_if_traced(write)
 
     def begin_step(self) -> None:
         """The traced step: its first clocks, and marks of steps that nobody noted are forgotten."""
-        self._note_step("begin", "begin_timer", self._forget)
+
+        def write() -> None:
+            self._note_clocks("begin")
+            self._forget()
+
+        self._first_if_traced(write)
 
     def end_step(self) -> None:
         """The traced step: its last clocks."""
-        self._note_step("end", "end_timer", lambda: None)
+        self._first_if_traced(lambda: self._note_clocks("end"))
 
     def loader_clock(self) -> Value:
         """A loader: the low word of the clock at its row's begin, for `note_loader`; None if nothing is traced."""
@@ -178,18 +182,12 @@ class Kernel:
         if self.plan.trace_bytes:
             b.if_(self._is_traced, write)
 
-    def _note_step(self, clock: str, timer: str, then: Callable[[], None]) -> None:
-        def write() -> None:
-            self._note(STEP_MARKS.index(clock), b.clock())
-            self._note(STEP_MARKS.index(timer), b.global_timer())
-            then()
+    def _first(self, then: Callable[[], None]) -> None:
+        b.if_(b.eq(self.tid, 0), then)
 
+    def _first_if_traced(self, then: Callable[[], None]) -> None:
         if self.plan.trace_bytes:
-            self._first(write, self._is_traced)
-
-    def _first(self, then: Callable[[], None], also: Value | None = None) -> None:
-        first = b.eq(self.tid, 0)
-        b.if_(first if also is None else b.both(first, also), then)
+            b.if_(b.both(b.eq(self.tid, 0), self._is_traced), then)
 
     @property
     def _is_traced(self) -> Value:
@@ -201,6 +199,10 @@ class Kernel:
     def _forget(self) -> None:
         for name in ROW_MARKS:
             b.store(b.const(0), self._noted(name), 4)
+
+    def _note_clocks(self, name: str) -> None:
+        self._note(STEP_MARKS.index(name), b.clock())
+        self._note(STEP_MARKS.index(f"{name}_timer"), b.global_timer())
 
     def _note(self, number: int, value: Value) -> None:
         row = b.here(self.sm) * (self.arg["rows"] + 1) + self.row

@@ -82,8 +82,8 @@ class Trace:
         """Each SM's clock and the GPU's timer in ns, at the step's begin, and both at its end: [4, sms]."""
         return self.clocks[:, -1, :4].T
 
-    def _ends(self) -> np.ndarray:
-        """When rows end, in ns, [sms, rows]: the next one begins, or the step ends."""
+    def ends(self) -> np.ndarray:
+        """When rows end, in ns, [sms, rows] f64: the next one begins, or the step ends."""
         begin, (_, timer, _, timer_end) = self.ns[..., self.marks.index("begin")], self._step
         return np.column_stack([begin[:, 1:], timer_end - timer.min()])
 
@@ -95,7 +95,7 @@ class Trace:
         without tasks on an SM is all exchange.
         """
         at = {name: self.ns[..., i] for i, name in enumerate(self.marks)}
-        begin, end = at["begin"], self._ends()
+        begin, end = at["begin"], self.ends()
         received, met, multiplied = (at[n] for n in ("received", "met", "multiplied"))
         # Of a row without tasks, marks are NaN, of which no comparison is true.
         busy = (begin <= received) & (received <= met) & (met <= multiplied) & (multiplied <= end)
